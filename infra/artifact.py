@@ -1,0 +1,297 @@
+"""`Artifact`, `Record`, `Store`: finished outputs of stages, and the one way to publish them.
+
+An artifact is a folder `{root}/{kind}/{name}-{key}`. It is whole if and only if `record.json` is there, and that is written last.
+Files that a stage writes in many pieces (token shards) are listed in its `manifest.jsonl`, one line per committed piece, so that
+`publish` never reads them again; every other file is hashed here. `_work/` is scratch space and is deleted on publishing.
+Leases keep two runs from building the same artifact: see `Lease`. Not covered: what the files mean (pipelines).
+"""
+
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pydantic import Field
+
+from kinetok.infra.config import Config
+from kinetok.infra.errors import LeaseLost, StoreError
+from kinetok.infra.fingerprint import Plain, canonical
+from kinetok.infra.storage import Folder
+
+RECORD = "record.json"
+MANIFEST = "manifest.jsonl"
+WORK = "_work"
+LEASE = "lease.json"
+
+
+class Counts(Config):
+    """Samples in and out of a stage; `input = written + filtered + quarantined` (contract 1). All zero where a stage has no samples."""
+
+    input: int = 0
+    written: int = 0
+    filtered: int = 0
+    quarantined: int = 0
+
+    @property
+    def balanced(self) -> bool:
+        return self.input == self.written + self.filtered + self.quarantined
+
+
+class FileInfo(Config):
+    """Size and digest of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class InputInfo(Config):
+    """Which artifact stood behind a Ref field."""
+
+    kind: str
+    name: str
+    key: str
+    digest: str
+
+
+class Record(Config):
+    """`record.json`: what an artifact is, what made it and out of what."""
+
+    kind: str
+    name: str
+    key: str
+    version: int
+    config: dict[str, object]
+    facts: dict[str, object] = Field(default_factory=dict)
+    inputs: dict[str, tuple[InputInfo, ...]] = Field(default_factory=dict)
+    files: dict[str, FileInfo] = Field(default_factory=dict)
+    digest: str
+    """sha256 over the canonical listing of `files`; the manifest stands in for the pieces it lists."""
+    counts: Counts = Counts()
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    """Non-finite figures are stored as null."""
+    started: str
+    seconds: float
+    resources: dict[str, object] = Field(default_factory=dict)
+    commit: str | None = None
+    """Git commit of the code, `+dirty` appended where the tree had changes."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Versions of Python and the packages that matter."""
+    run_id: str | None = None
+    """The job run that made it."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished output: its folder and its record."""
+
+    folder: Folder
+    record: Record
+
+    @property
+    def key(self) -> str:
+        return self.record.key
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def kind(self) -> str:
+        return self.record.kind
+
+    @property
+    def digest(self) -> str:
+        return self.record.digest
+
+    def manifest(self) -> list[dict[str, Plain]]:
+        """Lines of `manifest.jsonl`, empty where the artifact has none."""
+        if MANIFEST not in self.record.files:
+            return []
+        return [json.loads(line) for line in self.folder.read_text(MANIFEST).splitlines()]
+
+    def problems(self) -> Iterator[str]:
+        """Re-reads every file: yields one sentence per missing, torn, changed or unlisted file, and per unbalanced count."""
+        listed = dict(self.record.files)
+        for line in self.manifest():
+            listed[str(line["path"])] = FileInfo(bytes=int(str(line["bytes"])), sha256=str(line["sha256"]))
+        present = self.folder.files()
+        for path, info in listed.items():
+            if path not in present:
+                yield f"{path}: missing"
+            elif present[path] != info.bytes:
+                yield f"{path}: {present[path]} bytes, the record says {info.bytes}"
+            elif digest_of_file(self.folder, path) != info.sha256:
+                yield f"{path}: content changed since it was recorded"
+        for path in present.keys() - listed.keys() - {RECORD, LEASE}:
+            yield f"{path}: not in the record"
+        if not self.record.counts.balanced:
+            yield f"counts do not balance: {self.record.counts}"
+
+
+@dataclass(frozen=True)
+class Store:
+    """All artifacts below one root."""
+
+    root: Folder
+
+    def folder(self, kind: str, name: str, key: str) -> Folder:
+        return self.root / kind / f"{name}-{key}"
+
+    def get(self, kind: str, name: str, key: str) -> Artifact | None:
+        """The finished artifact, or None. An artifact of the same kind and key under another name will do: names are labels."""
+        for folder in (self.folder(kind, name, key), *self._same_key(kind, key)):
+            found = self.read(folder)
+            if found is not None:
+                return found
+        return None
+
+    def read(self, folder: Folder) -> Artifact | None:
+        """The artifact in `folder`, or None where it has no record; raises StoreError on an unreadable record."""
+        try:
+            data = folder.read_bytes(RECORD)
+        except FileNotFoundError:
+            return None
+        try:
+            return Artifact(folder, Record.model_validate_json(data))
+        except ValueError as error:
+            raise StoreError(f"{folder.path(RECORD)} cannot be read ({error}); delete the folder to build it again") from error
+
+    def all(self) -> Iterator[Artifact]:
+        """Every finished artifact."""
+        for kind in self.root.folders():
+            for name in (self.root / kind).folders():
+                found = self.read(self.root / kind / name)
+                if found is not None:
+                    yield found
+
+    def find(self, text: str) -> Artifact:
+        """The one artifact that `text` names: a folder path, `name-key`, a stage name, or the start of a key; the newest where a name has several."""
+        if os.sep in text:
+            found = self.read(Folder(text))
+            if found is None:
+                raise StoreError(f"{text} holds no finished artifact (no {RECORD})")
+            return found
+        everything = list(self.all())
+        matches = [a for a in everything if text in (a.name, f"{a.name}-{a.key}") or (len(text) >= 4 and a.key.startswith(text))]
+        if not matches:
+            known = ", ".join(sorted({a.name for a in everything})) or "nothing yet"
+            raise StoreError(f"no artifact {text!r} in {self.root}; it holds {known}")
+        return max(matches, key=lambda a: a.record.started)
+
+    def _same_key(self, kind: str, key: str) -> Iterator[Folder]:
+        for name in (self.root / kind).folders():
+            if name.endswith(f"-{key}"):
+                yield self.root / kind / name
+
+
+def publish(folder: Folder, record: Record) -> Artifact:
+    """Hash what is in `folder`, fill `files` and `digest`, and write the record last; the folder is an artifact afterwards."""
+    assert record.counts.balanced, f"counts do not balance: {record.counts}"
+    folder.remove(WORK)
+    folder.sweep()
+    in_manifest: set[str] = set()
+    if folder.exists(MANIFEST):
+        in_manifest = {json.loads(line)["path"] for line in folder.read_text(MANIFEST).splitlines()}
+    files = {
+        path: FileInfo(bytes=size, sha256=digest_of_file(folder, path))
+        for path, size in folder.files().items()
+        if path not in in_manifest and path not in (RECORD, LEASE)
+    }
+    digest = hashlib.sha256(canonical({path: info.sha256 for path, info in files.items()})).hexdigest()
+    finished = record.model_copy(update={"files": files, "digest": digest})
+    folder.write_text(RECORD, finished.model_dump_json(indent=1))
+    return Artifact(folder, finished)
+
+
+def digest_of_file(folder: Folder, name: str) -> str:
+    """sha256 of a file, read as a stream."""
+    state = hashlib.sha256()
+    with folder.open(name) as file:
+        while block := file.read(4 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+class Lease:
+    """The right to build one artifact: `lease.json` beside its files, renewed by a heartbeat thread.
+
+    Held as long as the process lives; another run waits, or takes over once `expires` has passed (a generation higher).
+    When the file no longer names this holder, `on_lost` is called once, and `release` leaves the new holder's file alone.
+    """
+
+    def __init__(self, folder: Folder, *, seconds: float = 30.0, on_lost: Callable[[], None] | None = None) -> None:
+        self.folder = folder
+        self.seconds = seconds
+        self.on_lost = on_lost
+        self.holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._written: bytes | None = None
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> bool:
+        """Take the lease if it is free, expired, or its holder is a dead process of this machine. Says whether it was taken."""
+        current = self._current()
+        state = json.loads(current) if current else {"generation": 0, "expires": 0.0, "holder": ""}
+        if current and state["expires"] > time.time() and not _is_dead(str(state["holder"])):
+            return False
+        if not self._write(int(state["generation"]) + 1, expected=current):
+            return False
+        self._thread = threading.Thread(target=self._beat, name=f"lease {self.folder}", daemon=True)
+        self._thread.start()
+        return True
+
+    def who(self) -> str:
+        """The present holder, for messages."""
+        current = self._current()
+        return str(json.loads(current)["holder"]) if current else "nobody"
+
+    def release(self) -> None:
+        """Stop the heartbeat, then give the lease back if it is still ours."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._written is not None and self._current() == self._written:
+            self.folder.remove(LEASE)
+            if self.folder.is_local:
+                self.folder.remove(LEASE + ".lock")
+
+    def _current(self) -> bytes | None:
+        try:
+            return self.folder.read_bytes(LEASE)
+        except FileNotFoundError:
+            return None
+
+    def _write(self, generation: int, expected: bytes | None) -> bool:
+        body: Mapping[str, Plain] = {"holder": self.holder, "generation": generation, "expires": time.time() + self.seconds, "at": datetime.now(UTC).isoformat()}
+        data = canonical(body)
+        if not self.folder.write_if(LEASE, data, expected):
+            return False
+        self._written = data
+        self._generation = generation
+        return True
+
+    def _beat(self) -> None:
+        """Renew at a third of the term; the first failed compare-and-swap means that somebody else holds it."""
+        while not self._closed.wait(self.seconds / 3):
+            if not self._write(self._generation, expected=self._written):
+                self._written = None
+                if self.on_lost is not None:
+                    self.on_lost()
+                return
+
+
+def _is_dead(holder: str) -> bool:
+    """True when the holder was a process of this machine that no longer exists."""
+    host, pid, _ = holder.rsplit(":", 2)
+    return host == socket.gethostname() and not os.path.exists(f"/proc/{pid}")
+
+
+def lost(folder: Folder) -> LeaseLost:
+    """The error a stage ends with when its lease was taken over."""
+    return LeaseLost(f"another run took over {folder}: this one stops; nothing is lost, run the job again to see the other's result")

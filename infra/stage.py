@@ -1,0 +1,161 @@
+"""`Stage`: one typed, versioned unit of work of a job, and what it is handed when it runs.
+
+A stage's literal fields are its identity; fields of type `Ref` name other stages of the job. Everything that says where or how
+fast (store, workers, GPUs, batch size of the forward pass) is in `Resources` or the job and never enters the key, by construction.
+Not covered: planning and running (`job.py`), files (`artifact.py`).
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import Field, StrictInt
+from pydantic_core import core_schema
+
+from kinetok.infra.artifact import Artifact, Counts
+from kinetok.infra.config import Config
+from kinetok.infra.errors import Cancelled
+from kinetok.infra.fingerprint import Plain, fingerprint, plain
+from kinetok.infra.storage import Folder
+
+
+class Ref(str):
+    """The name of another stage of the same job. `Annotated[Ref, Produces("clips")]` says which kinds will do."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            cls, core_schema.str_schema(min_length=1), serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+
+@dataclass(frozen=True)
+class Produces:
+    """Marks a `Ref` field with the stage kinds it may name."""
+
+    kinds: tuple[str, ...]
+
+    def __init__(self, *kinds: str) -> None:
+        object.__setattr__(self, "kinds", kinds)
+
+
+class Resources(Config):
+    """Where and how fast a stage runs; never part of its key."""
+
+    workers: Annotated[StrictInt, Field(ge=1)] = 1
+    """Training workers, or model actors of `encode`."""
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    """CPUs of one worker; also its intra-op threads."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of one worker."""
+    decoders: Annotated[StrictInt, Field(ge=1)] | None = None
+    """Decode tasks at a time; None leaves it to Ray Data."""
+    loaders: Annotated[StrictInt, Field(ge=0)] = 0
+    """Loader processes of one training worker; 0 loads in the worker itself."""
+    batch_size: Annotated[StrictInt, Field(ge=1)] = 4
+    """Clips of one forward pass when encoding or evaluating; micro-batch of one training worker."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward pass when encoding and evaluating."""
+    zero: Annotated[StrictInt, Field(ge=0, le=3)] = 0
+    """DeepSpeed ZeRO stage of training."""
+    max_failures: Annotated[StrictInt, Field(ge=0)] = 2
+    """Lost workers that a training run survives."""
+
+
+class Progress(Protocol):
+    """What a stage reports while it runs; each call raises Cancelled once the run was asked to stop."""
+
+    def __call__(self, *, done: int | None = None, total: int | None = None, unit: str | None = None, quarantined: int | None = None, note: str | None = None) -> None: ...
+
+
+@dataclass
+class StageResult:
+    """What a stage says of its finished output."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
+
+
+@dataclass
+class StageContext:
+    """What `Stage.run` is handed.
+
+    `inputs` maps each Ref field to the finished artifact it names (a tuple where the field is a tuple of Refs; an unset optional
+    field is absent). `out` is this stage's own folder: it may hold finished parts of an earlier, killed attempt.
+    """
+
+    name: str
+    key: str
+    inputs: Mapping[str, Artifact | tuple[Artifact, ...]]
+    out: Folder
+    resources: Resources
+    progress: Progress
+    stop: threading.Event
+    """Set when the run must end: cancelled, or the lease on `out` was lost."""
+
+    def input(self, field_name: str) -> Artifact:
+        """The artifact of a single Ref field."""
+        found = self.inputs[field_name]
+        assert isinstance(found, Artifact), f"{field_name} holds several artifacts"
+        return found
+
+    def optional(self, field_name: str) -> Artifact | None:
+        """The artifact of an optional Ref field, None where it is unset."""
+        return self.input(field_name) if field_name in self.inputs else None
+
+    def several(self, field_name: str) -> tuple[Artifact, ...]:
+        """The artifacts of a tuple-of-Refs field."""
+        found = self.inputs.get(field_name, ())
+        assert isinstance(found, tuple), f"{field_name} holds one artifact"
+        return found
+
+    def check(self) -> None:
+        """Raise Cancelled if the run must end; call it in long loops."""
+        if self.stop.is_set():
+            raise Cancelled(f"stage {self.name} was asked to stop")
+
+
+class Stage(Config):
+    """Base of all stages. A subclass sets `kind: Literal[...]`, `version` and `run`, and is listed in `pipelines/catalog.py`."""
+
+    kind: str
+    version: ClassVar[int] = 1
+    """Bump it in the commit that changes what the stage's output means; the source text is never part of the key."""
+
+    def run(self, ctx: StageContext) -> StageResult:
+        """Fill `ctx.out`; called again after a kill with whatever was finished still there."""
+        raise NotImplementedError
+
+    def facts(self) -> Mapping[str, Plain]:
+        """Facts outside the fields that belong to the identity (a source's listing digest); read at plan time, no side effects."""
+        return {}
+
+    def refs(self) -> Iterator[tuple[str, Ref]]:
+        """(field, stage name) of every reference, tuples flattened in order."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Ref):
+                yield name, value
+            elif isinstance(value, tuple):
+                yield from ((name, item) for item in value if isinstance(item, Ref))
+
+    def literals(self) -> dict[str, Plain]:
+        """The fields that are not references, as canonical JSON data, without `kind`."""
+        names = {name for name, _ in self.refs()} | {"kind"}
+        dumped = self.model_dump(mode="json")
+        return {name: plain(value) for name, value in dumped.items() if name not in names}
+
+    def identity(self, input_keys: Mapping[str, str | list[str]]) -> dict[str, Plain]:
+        """Everything the key is made of."""
+        return {
+            "kind": self.kind,
+            "version": self.version,
+            "config": self.literals(),
+            "facts": plain(dict(self.facts())),
+            "inputs": plain(dict(input_keys)),
+        }
+
+    def key(self, input_keys: Mapping[str, str | list[str]]) -> str:
+        """16 hex digits naming this stage's output, known before anything runs."""
+        return fingerprint(self.identity(input_keys))
