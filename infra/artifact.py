@@ -268,7 +268,12 @@ class Lease:
             return None
 
     def _write(self, generation: int, expected: bytes | None) -> bool:
-        body: Mapping[str, Plain] = {"holder": self.holder, "generation": generation, "expires": time.time() + self.seconds, "at": datetime.now(UTC).isoformat()}
+        body: Mapping[str, Plain] = {
+            "holder": self.holder,
+            "generation": generation,
+            "expires": time.time() + self.seconds,
+            "at": datetime.now(UTC).isoformat(),
+        }
         data = canonical(body)
         if not self.folder.write_if(LEASE, data, expected):
             return False

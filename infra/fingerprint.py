@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from pydantic import BaseModel
 
-Plain: TypeAlias = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
+Plain: TypeAlias = bool | int | float | str | list["Plain"] | dict[str, "Plain"] | None
 
 
 def plain(value: object) -> Plain:

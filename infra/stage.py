@@ -66,7 +66,15 @@ class Resources(Config):
 class Progress(Protocol):
     """What a stage reports while it runs; each call raises Cancelled once the run was asked to stop."""
 
-    def __call__(self, *, done: int | None = None, total: int | None = None, unit: str | None = None, quarantined: int | None = None, note: str | None = None) -> None: ...
+    def __call__(
+        self,
+        *,
+        done: int | None = None,
+        total: int | None = None,
+        unit: str | None = None,
+        quarantined: int | None = None,
+        note: str | None = None,
+    ) -> None: ...
 
 
 @dataclass

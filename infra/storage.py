@@ -103,11 +103,10 @@ class Folder:
         if not self.is_local:
             self.fs.pipe_file(target, data)
             return
-        with self._aside(target) as aside:
-            with open(aside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        with self._aside(target) as aside, open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
@@ -147,7 +146,9 @@ class Folder:
         found = self.fs.find(root, detail=True, withdirs=False)
         base = self.fs._strip_protocol(self.url).rstrip("/") + "/"
         return {
-            name.removeprefix(base): int(info["size"]) for name, info in sorted(found.items()) if _TEMPORARY not in name and not name.endswith(".lock")
+            name.removeprefix(base): int(info["size"])
+            for name, info in sorted(found.items())
+            if _TEMPORARY not in name and not name.endswith(".lock")
         }
 
     def folders(self) -> list[str]:
