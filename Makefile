@@ -16,7 +16,7 @@ setup: .venv/ready
 .venv/ready: requirements.lock pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), "kinetok needs Python 3.11 or 3.12: make PYTHON=python3.11"'
 	$(PYTHON) -m venv .venv || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy python3-venv && $(PYTHON) -m venv .venv; }
-	.venv/bin/pip install -q --upgrade pip==26.2 setuptools==84.2.1
+	.venv/bin/pip install -q --upgrade pip==26.3 setuptools==84.2.1
 	if command -v nvidia-smi >/dev/null; then .venv/bin/pip install -q -c requirements.lock torch==$(TORCH); \
 	else .venv/bin/pip install -q --no-deps --retries 1 --timeout 20 --index-url $(TORCH_CPU_INDEX) torch==$(TORCH)+cpu \
 	  || .venv/bin/pip install -q --no-deps torch==$(TORCH); fi

@@ -1,0 +1,73 @@
+"""The package as users get it: what the wheel holds, and that the folder `tokenizers/` never hides Hugging Face's package."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("infra", "llm", "pipelines", "tokenizers")
+
+
+def _tracked(*folders: str) -> set[str]:
+    listed = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return set(listed.split())
+
+
+def test_wheel_holds_exactly_the_tracked_files_of_the_four_folders(tmp_path: Path) -> None:
+    from kinetok.infra.launch import build_wheel
+
+    wheel = build_wheel(tmp_path)
+    with zipfile.ZipFile(wheel) as box:
+        names = {name.removeprefix("kinetok/") for name in box.namelist() if name.startswith("kinetok/")}
+        assert {"__init__.py", "py.typed"} <= names
+        links = [info.filename for info in box.infolist() if (info.external_attr >> 28) == 0xA]
+    assert not links, "symlinks in a wheel point nowhere once installed"
+    suffixes = {".py", ".yaml", ".html", ".csv", ".mp4", ".md", ".css", ".js"}
+    expected = {name for name in _tracked(*FOLDERS) if Path(name).suffix in suffixes and not name.startswith("infra/cluster/")}
+    assert {name for name in names if name.startswith(FOLDERS) and not name.startswith("infra/cluster/")} == expected
+
+
+WHOSE = "import tokenizers, transformers; assert 'site-packages' in tokenizers.__file__, tokenizers.__file__"
+
+
+def test_hugging_face_tokenizers_is_not_shadowed_at_the_root() -> None:
+    subprocess.run([sys.executable, "-c", WHOSE], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, '.'); {WHOSE}; import kinetok.tokenizers.base"], cwd=ROOT, check=True
+    )
+
+
+def test_hugging_face_tokenizers_is_not_shadowed_under_pytest() -> None:
+    import tokenizers
+
+    assert tokenizers.__file__ is not None and "site-packages" in tokenizers.__file__
+
+
+@pytest.mark.ray
+def test_hugging_face_tokenizers_is_not_shadowed_in_a_worker_with_working_dir(ray_cluster: None, tmp_path: Path) -> None:
+    """A job shipped with a working_dir that holds a folder `tokenizers/`, as this repository's root does."""
+    import ray
+
+    (tmp_path / "tokenizers").mkdir()
+    (tmp_path / "tokenizers" / "base.py").write_text((ROOT / "tokenizers" / "base.py").read_text())
+
+    @ray.remote(num_cpus=0, runtime_env={"working_dir": str(tmp_path)})
+    def whose() -> str:
+        import tokenizers
+
+        return str(tokenizers.__file__)
+
+    assert "site-packages" in ray.get(whose.remote())
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The command line answers at once: no torch, Ray, MLflow, DeepSpeed or PyAV behind `--help`."""
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom kinetok.pipelines.cli import main\n"
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'deepspeed', 'av', 'pandas', 'pyarrow'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
