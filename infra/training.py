@@ -30,6 +30,9 @@ class Trainable(Protocol):
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Per-sample validation figures, each (B,); called without gradient."""
 
+    def digest(self, module: nn.Module) -> str:
+        """Hash of a frozen module's weights, the one its token shards carry (`weights_digest` for tokenizers)."""
+
     def export(self, folder: Path) -> None:
         """Save the finished model with `save_pretrained`; the loop has put the weights to keep (EMA where configured) in place."""
 
