@@ -1,0 +1,237 @@
+"""Token and feature shards: one WebDataset tar of safetensors per shard, an index beside it, and reading by id.
+
+`shards/000007.tar` holds `000007-000003.safetensors` (the tensors) and `000007-000003.json` (id, caption, split ...) for each sample;
+`index/000007.parquet` says where each one starts and carries the shard's digest. The index is written last: a shard without one was
+never committed. Any WebDataset reader can stream the tars; `TokenShards` reads single samples, which a seeded training order needs.
+No pickle anywhere. Not covered: making the tensors (`encoding.py`).
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from kinetok.infra.artifact import Artifact
+from kinetok.infra.errors import ContractError, DataError
+from kinetok.infra.fingerprint import Plain
+from kinetok.infra.storage import Folder
+from kinetok.tokenizers.base import TokenSpec
+
+SPEC_FILE = "spec.json"
+RANGE_BYTES = 1 << 20
+"""On an object store, samples smaller than this are read with their whole shard: a request costs about as much as 1 MB."""
+SHARDS_HELD = 8
+"""Whole shards kept in memory when reading small samples from an object store: one window of the training order."""
+
+_INDEX = pa.schema(
+    [
+        ("id", pa.string()),
+        ("place", pa.int32()),
+        ("split", pa.string()),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+    ]
+)
+_QUARANTINE = pa.schema(
+    [("id", pa.string()), ("shard", pa.int64()), ("reason", pa.string()), ("message", pa.string()), ("position", pa.float64())]
+)
+_FILES = b"kinetok.files"
+"""Key of the index file's metadata: manifest lines of the files committed together with it."""
+
+
+class Sample(NamedTuple):
+    """One sample to write: its place in the shard, safetensors bytes, and what goes into its json member (`id` and `split` at least)."""
+
+    place: int
+    payload: bytes | memoryview
+    about: Mapping[str, Plain]
+
+
+class BadSample(NamedTuple):
+    """One sample that could not be made; `position` is a time in seconds or a byte, None where unknown."""
+
+    id: str
+    reason: str
+    message: str
+    position: float | None
+
+
+def shard_name(shard: int) -> str:
+    return f"shards/{shard:06d}.tar"
+
+
+def index_name(shard: int) -> str:
+    return f"index/{shard:06d}.parquet"
+
+
+def quarantine_name(shard: int) -> str:
+    return f"quarantine/{shard:06d}.parquet"
+
+
+def write_shard(out: Folder, shard: int, samples: Iterable[Sample], bad: list[BadSample]) -> list[dict[str, Plain]]:
+    """Commit one shard: tar, quarantine where any, then the index. Returns their manifest lines; equal input gives equal bytes."""
+    tar, rows = _pack(shard, samples)
+    lines = [_put(out, shard_name(shard), tar, len(rows))]
+    if bad:
+        listed = [{**item._asdict(), "shard": shard} for item in bad]
+        lines.append(_put(out, quarantine_name(shard), _parquet(pa.Table.from_pylist(listed, schema=_QUARANTINE)), len(bad)))
+    table = pa.Table.from_pylist(rows, schema=_INDEX.with_metadata({_FILES: json.dumps(lines).encode()}))
+    return [*lines, _put(out, index_name(shard), _parquet(table), len(rows))]
+
+
+def committed_lines(out: Folder, shard: int) -> list[dict[str, Plain]]:
+    """The manifest lines of a shard committed earlier, from its index alone."""
+    data = out.read_bytes(index_name(shard))
+    schema = pq.read_schema(io.BytesIO(data))
+    lines: list[dict[str, Plain]] = json.loads(schema.metadata[_FILES])
+    return [*lines, _line(index_name(shard), data, pq.read_metadata(io.BytesIO(data)).num_rows)]
+
+
+def committed(out: Folder) -> set[int]:
+    """Numbers of the shards whose index is there."""
+    return {int(name.removeprefix("index/").removesuffix(".parquet")) for name in _parts(out)}
+
+
+def _pack(shard: int, samples: Iterable[Sample]) -> tuple[bytes, list[dict[str, Plain]]]:
+    buffer = io.BytesIO()
+    rows: list[dict[str, Plain]] = []
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for place, payload, about in samples:
+            key = f"{shard:06d}-{place:06d}"
+            offset = buffer.tell() + tarfile.BLOCKSIZE  # a ustar header is one block
+            _add(tar, f"{key}.safetensors", payload)
+            _add(tar, f"{key}.json", json.dumps(dict(about), sort_keys=True, ensure_ascii=False).encode())
+            rows.append({"id": about["id"], "place": place, "split": about["split"], "offset": offset, "bytes": len(payload)})
+    return buffer.getvalue(), rows
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes | memoryview) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _put(out: Folder, name: str, data: bytes, count: int) -> dict[str, Plain]:
+    out.write_bytes(name, data)
+    return _line(name, data, count)
+
+
+def _line(name: str, data: bytes, count: int) -> dict[str, Plain]:
+    return {"path": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "count": count}
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _parts(out: Folder) -> list[str]:
+    return [name for name in out.files("index") if name.endswith(".parquet")]
+
+
+def read_index(out: Folder) -> pa.Table:
+    """The rows of all shards in order, with their `shard` number."""
+
+    def part(name: str) -> pa.Table:
+        table = pq.read_table(io.BytesIO(out.read_bytes(name))).replace_schema_metadata()
+        shard = int(name.removeprefix("index/").removesuffix(".parquet"))
+        return table.add_column(0, "shard", pa.array(np.full(len(table), shard)))
+
+    with ThreadPoolExecutor(16) as threads:
+        tables = list(threads.map(part, _parts(out)))
+    return pa.concat_tables(tables).combine_chunks() if tables else _INDEX.insert(0, pa.field("shard", pa.int64())).empty_table()
+
+
+def require_spec(shards: TokenSpec, model: TokenSpec) -> None:
+    """Refuse shards that another tokenizer wrote (contract 3); how the numbers are stored is the shards' own affair."""
+    stored: dict[str, object] = {"content": shards.content, "dtype": shards.dtype, "recipe": shards.recipe}
+    if shards.content == "features":
+        stored["channels"] = shards.channels
+    difference = shards.difference(model.model_copy(update=stored))
+    if difference is not None:
+        raise ContractError(
+            f"these {shards.content} were not written by this tokenizer: {difference} (shards, tokenizer); "
+            "encode the clips with it, or use the tokenizer that wrote them"
+        )
+
+
+@dataclass(frozen=True)
+class TokenShards:
+    """Random access to the samples of an `encode` artifact; every process opens its own."""
+
+    folder: Folder
+    spec: TokenSpec
+    rows: pa.Table
+    """shard, id, place, split, offset and bytes of every sample, in shard order."""
+
+    @classmethod
+    def open(cls, artifact: Artifact) -> "TokenShards":
+        """Read the spec and the index, no samples."""
+        spec = TokenSpec.model_validate_json(artifact.folder.read_bytes(SPEC_FILE))
+        return cls(artifact.folder, spec, read_index(artifact.folder))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def find(self, ids: pa.Array) -> NDArray[np.int64]:
+        """Row number of each id, -1 where it is not here."""
+        found = pa.compute.index_in(ids, value_set=self.rows["id"]).fill_null(-1)
+        return np.asarray(found, dtype=np.int64)
+
+    def get(self, sample_id: str) -> dict[str, Tensor]:
+        """The tensors of one sample by id; raises DataError where it is not here."""
+        row = int(self.find(pa.array([sample_id]))[0])
+        if row < 0:
+            raise DataError(f"{self.folder} holds no sample {sample_id!r}; it may be in quarantine")
+        return self.read(row)
+
+    def read(self, row: int) -> dict[str, Tensor]:
+        """The tensors of one sample by row number; raises DataError naming a damaged shard."""
+        place = self._places
+        shard, offset, size = (int(place[name][row]) for name in ("shard", "offset", "bytes"))
+        try:
+            tensors: dict[str, Tensor] = load(self._bytes(shard, offset, size))
+        except SafetensorError as error:
+            raise DataError(f"{self.folder.path(shard_name(shard))}: sample {row} cannot be read ({error}); run `verify` on it") from error
+        return tensors
+
+    def _bytes(self, shard: int, offset: int, size: int) -> bytes:
+        name = shard_name(shard)
+        if self.folder.is_local or size >= RANGE_BYTES:
+            return self.folder.read_range(name, offset, size)
+        if shard not in self._held:
+            self._held[shard] = self.folder.read_bytes(name)
+            if len(self._held) > SHARDS_HELD:
+                self._held.popitem(last=False)
+        self._held.move_to_end(shard)
+        return self._held[shard][offset : offset + size]
+
+    @cached_property
+    def _places(self) -> dict[str, NDArray[np.int64]]:
+        return {name: self.rows[name].to_numpy() for name in ("shard", "offset", "bytes")}
+
+    @cached_property
+    def _held(self) -> OrderedDict[int, bytes]:
+        return OrderedDict()
+
+
+def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` as it is written: on the CPU, contiguous, in `dtype` unless it holds integers."""
+    kept = tensor if not tensor.is_floating_point() else tensor.to(dtype)
+    return kept.detach().cpu().contiguous()

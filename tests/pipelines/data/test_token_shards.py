@@ -1,0 +1,109 @@
+"""Token shards: what is written comes back by id and through plain webdataset; equal input gives equal bytes; specs are enforced."""
+
+import gc
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import webdataset
+from safetensors.torch import load, save
+
+from kinetok.infra.artifact import Artifact, Record
+from kinetok.infra.errors import ContractError, DataError
+from kinetok.infra.storage import Folder
+from kinetok.pipelines.data import token_shards
+from kinetok.pipelines.data.token_shards import BadSample, Sample, TokenShards, committed, committed_lines, require_spec, write_shard
+from kinetok.tokenizers.base import DecodeRecipe, TokenSpec
+
+SPEC = TokenSpec(tokenizer="fake", weights="ab" * 32, layout="grid", channels=2, temporal=1, spatial=4)
+BAD = BadSample("video-9/0", "corrupt", "cut short", 1.5)
+
+
+def tokens(shard: int, place: int) -> torch.Tensor:
+    return torch.full((2, 3), 100.0 * shard + place)
+
+
+def sample(shard: int, place: int) -> Sample:
+    about = {"id": f"video.{shard}/{place}", "split": "val" if place == 0 else "train", "caption": "a cåt.runs"}
+    return Sample(place, save({"tokens": tokens(shard, place)}), about)
+
+
+def write(folder: Folder) -> list[list[dict[str, object]]]:
+    folder.write_text("spec.json", SPEC.model_dump_json())
+    return [write_shard(folder, shard, [sample(shard, place) for place in (0, 1, 3)], [BAD] if shard else []) for shard in (0, 1)]
+
+
+def artifact(folder: Folder) -> Artifact:
+    return Artifact(folder, Record(kind="encode", name="tokens", key="0" * 16, version=1, config={}, digest="", started="", seconds=0))
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> TokenShards:
+    write(Folder(str(tmp_path)))
+    return TokenShards.open(artifact(Folder(str(tmp_path))))
+
+
+def test_samples_come_back_by_id(shards: TokenShards) -> None:
+    assert len(shards) == 6 and shards.spec == SPEC
+    for shard in (0, 1):
+        for place in (0, 1, 3):
+            assert torch.equal(shards.get(f"video.{shard}/{place}")["tokens"], tokens(shard, place))
+
+
+def test_a_missing_id_is_named(shards: TokenShards) -> None:
+    with pytest.raises(DataError, match=r"video\.9/7"):
+        shards.get("video.9/7")
+
+
+def test_plain_webdataset_reads_the_shards(shards: TokenShards) -> None:
+    urls = [str(path) for path in sorted((shards.folder.local / "shards").glob("*.tar"))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves its files to the garbage collector
+        read = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+        gc.collect()
+    assert [item["json"]["id"] for item in read] == shards.rows["id"].to_pylist()
+    assert [item["json"]["caption"] for item in read] == ["a cåt.runs"] * 6
+    assert torch.equal(load(read[4]["safetensors"])["tokens"], tokens(1, 1))
+
+
+def test_equal_input_gives_equal_bytes_and_lines(tmp_path: Path) -> None:
+    first, second = Folder(str(tmp_path / "a")), Folder(str(tmp_path / "b"))
+    assert write(first) == write(second)
+    assert first.files() == second.files()
+    assert all(first.read_bytes(name) == second.read_bytes(name) for name in first.files())
+
+
+def test_the_index_alone_tells_the_manifest_lines(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    lines = write(folder)
+    assert committed(folder) == {0, 1}
+    assert [committed_lines(folder, shard) for shard in (0, 1)] == lines
+    assert [line["path"] for line in lines[1]] == ["shards/000001.tar", "quarantine/000001.parquet", "index/000001.parquet"]
+
+
+def test_an_object_store_is_read_by_whole_shards(shards: TokenShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small samples of a remote store come from a few held shards, at the same offsets."""
+    monkeypatch.setattr(Folder, "is_local", property(lambda _: False))
+    monkeypatch.setattr(token_shards, "SHARDS_HELD", 1)
+    for row in (5, 0, 4, 1):
+        shard, place = divmod(row, 3)
+        assert torch.equal(shards.read(row)["tokens"], tokens(shard, (0, 1, 3)[place]))
+        assert list(shards._held) == [shard]
+
+
+def test_a_damaged_sample_names_its_shard(shards: TokenShards) -> None:
+    path = shards.folder.local / "shards" / "000001.tar"
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(DataError, match=r"shards/000001\.tar"):
+        shards.get("video.1/3")
+
+
+def test_shards_of_another_tokenizer_are_refused_by_the_differing_field() -> None:
+    recipe = DecodeRecipe(fps=8, frames=17, height=64, width=64)
+    stored = SPEC.model_copy(update={"content": "features", "dtype": "bfloat16", "recipe": recipe, "channels": 512})
+    require_spec(stored, SPEC)
+    with pytest.raises(ContractError, match="weights: abab"):
+        require_spec(stored, SPEC.model_copy(update={"weights": "cd" * 32}))
+    with pytest.raises(ContractError, match="channels: 2, 3"):
+        require_spec(SPEC, SPEC.model_copy(update={"channels": 3}))
