@@ -9,7 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Protocol, Self
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
@@ -22,13 +22,24 @@ WEIGHTS_FILE = "model.safetensors"
 Count = Annotated[StrictInt, Field(ge=1)]
 
 
-class ModelConfig(BaseModel):
-    """Frozen, strict configuration of a model; `kind` tells the catalog which class it builds."""
+Batch: TypeAlias = dict[str, Tensor]
+"""A training batch: named tensors whose first dimension is the sample, as `kinetok.infra.training` feeds them."""
+
+
+class Config(BaseModel):
+    """Frozen, strict data: equality and hash by value, unknown keys refused. (`kinetok.infra` has its own; neither imports the other.)"""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=())
 
 
-class DecodeRecipe(ModelConfig):
+class ModelConfig(Config):
+    """Numbers of a model."""
+
+    kind: str
+    """Tells the catalog which class to build."""
+
+
+class DecodeRecipe(Config):
     """How pixels reached the tokenizer: part of the token contract, because other pixels make other tokens."""
 
     fps: float
@@ -37,7 +48,7 @@ class DecodeRecipe(ModelConfig):
     width: int
 
 
-class TokenSpec(ModelConfig):
+class TokenSpec(Config):
     """What a token shard holds and which weights wrote it; stamped on every shard (contract 3)."""
 
     tokenizer: str
@@ -87,7 +98,7 @@ class GrowthFeatures:
 
 
 class Tokenizer(nn.Module, ABC):
-    """Video to tokens and back. Subclasses set `config_class` and take their config as only argument."""
+    """Video to tokens and back. Subclasses set `config_class`; they take their config, and the model below where they have one."""
 
     config_class: ClassVar[type[ModelConfig]]
     config: ModelConfig
@@ -112,34 +123,72 @@ class Tokenizer(nn.Module, ABC):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}, target / WEIGHTS_FILE)
 
     @classmethod
+    def build(cls, config: ModelConfig, lower: "Tokenizer | None" = None) -> Self:
+        """A fresh model; ValueError where `lower`, the frozen model below it, is missing or not wanted."""
+        if lower is not None:
+            raise ValueError(f"a {config.kind!r} model stands on its own: leave out the lower model")
+        return cls(config)
+
+    @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """The model saved in `folder`, in eval mode; raises on missing or unexpected weights."""
-        source = Path(folder)
-        config = cls.config_class.model_validate_json((source / CONFIG_FILE).read_text())
-        model = cls(config)
-        model.load_state_dict(load_file(source / WEIGHTS_FILE), strict=True)
-        return model.eval()
+        return cls.build(cls.read_config(folder)).read_weights(folder)
+
+    @classmethod
+    def read_config(cls, folder: str | Path) -> ModelConfig:
+        """The `config.json` of a saved model of this class."""
+        return cls.config_class.model_validate_json((Path(folder) / CONFIG_FILE).read_text())
+
+    def read_weights(self, folder: str | Path) -> Self:
+        """Load `model.safetensors` strictly into this model and put it in eval mode."""
+        self.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE), strict=True)
+        return self.eval()
+
+    def digest(self) -> str:
+        """sha256 over all weights that decide the tokens, frozen ones below included."""
+        return weights_digest(self)
 
 
-class LowerStage(Protocol):
-    """What a frozen lower rung must offer to be grown upon (docs/architecture.md, "Growing")."""
+class LowerStage(Tokenizer):
+    """A tokenizer that another can be grown upon once it is frozen (docs/architecture.md, "Growing").
+
+    Trunk features are those before the latent head: a grown stage mixes them at full width D and trains heads of its own.
+    """
 
     @property
+    @abstractmethod
     def feature_channels(self) -> int:
-        """Width D of the trunk features."""
+        """Width D of the trunk features, on the encoder's and on the decoder's side."""
 
     @property
+    @abstractmethod
     def temporal(self) -> int:
-        """Frames of one latent step."""
+        """Frames of one latent step: 1 + temporal * k frames become 1 + k steps."""
+
+    @property
+    @abstractmethod
+    def spatial(self) -> int:
+        """Pixels of one latent cell along an edge."""
+
+    @abstractmethod
+    def feature_ladder(self, video_BCTHW: Tensor, rates: int) -> list[Tensor]:
+        """Trunk features (B, D, t, h, w) of the video, of every 2nd frame of it, of every 4th ... for `rates` such rates.
+
+        The video is padded at its end to 1 + temporal * 2**(rates - 1) * k frames. What the rates share is computed once.
+        """
+
+    @abstractmethod
+    def decode_features(self, features_BDthw: Tensor) -> Tensor:
+        """Video (B, 3, 1 + temporal * (t - 1), H, W) from decoder trunk features: not clamped, with gradient to them."""
 
     def features(self, video_BCTHW: Tensor) -> Tensor:
         """Encoder trunk features before the head, (B, D, t, h, w)."""
+        return self.feature_ladder(video_BCTHW, 1)[0]
 
     def growth_features(self, video_BCTHW: Tensor) -> GrowthFeatures:
-        """Features of the video and of its every second frame, computing what the two share only once."""
-
-    def decode_features(self, features_BDthw: Tensor) -> Tensor:
-        """Video from decoder trunk features, unclamped, with gradient to them."""
+        """Features of the video and of its every second frame: what a stage grown on this one is trained from."""
+        full_BDthw, key_BDthw = self.feature_ladder(video_BCTHW, 2)
+        return GrowthFeatures(full_BDthw, key_BDthw)
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -1,0 +1,120 @@
+"""Causal 3D-convolution layers of the ProMAG tokenizers (arXiv 2501.05442), after MagViT-v2 (arXiv 2310.05737).
+
+Every layer is causal in time: output frame i never depends on input frames after the ones it stands for. The first frame stands
+for itself alone and each further step of a layer of stride 2 for two frames, so 1 + 2k frames become 1 + k and back. Not covered:
+the state that streaming would carry between chunks (`CausalConv3d` pads with zeros where the cache would go) and spatial tiling.
+
+Legend: B clips, C channels, G groups, T H W frames, rows, columns of the layer's input, t h w of its output.
+"""
+
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NormKind: TypeAlias = Literal["rms", "group"]
+EPSILON = 1e-6
+
+
+class CausalConv3d(nn.Conv3d):
+    """3D convolution that sees the present and the past: zeros for k - 1 frames in front, none behind."""
+
+    def __init__(self, width_in: int, width_out: int, kernel: int = 3, stride: tuple[int, int, int] = (1, 1, 1)) -> None:
+        super().__init__(width_in, width_out, kernel, stride=stride, padding=(0, kernel // 2, kernel // 2))
+        self.past = kernel - 1
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        return super().forward(F.pad(x_BCTHW, (0, 0, 0, 0, self.past, 0)) if self.past else x_BCTHW)
+
+
+class FrameNorm(nn.Module):
+    """Group normalisation of each frame by itself, pooled over a group's channels and positions but never over time.
+
+    `rms`, the default, leaves the mean in: y = w * x / sqrt(mean_G(x^2) + eps) + b. Subtracting it (`group`) makes bright spots in
+    the corners once a model is grown (project page of arXiv 2501.05442). Statistics are float32 whatever the type of x.
+    """
+
+    def __init__(self, width: int, groups: int, kind: NormKind = "rms", *, affine: bool = True) -> None:
+        super().__init__()
+        self.groups, self.kind = groups, kind
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        if self.kind == "group":
+            return self._group_norm(x_BCTHW)
+        B, C, T, H, W = x_BCTHW.shape
+        precise = x_BCTHW.to(torch.promote_types(x_BCTHW.dtype, torch.float32))
+        power_BGT = precise.reshape(B, self.groups, C // self.groups, T, H, W).square().mean((2, 4, 5))
+        scale_BCT = (power_BGT + EPSILON).rsqrt().repeat_interleave(C // self.groups, 1)
+        if self.weight is None or self.bias is None:
+            scaled_BCTHW: Tensor = x_BCTHW * scale_BCT[..., None, None].to(x_BCTHW.dtype)
+            return scaled_BCTHW
+        scale_BCT11 = (scale_BCT * self.weight[:, None])[..., None, None].to(x_BCTHW.dtype)
+        return torch.addcmul(self.bias.to(x_BCTHW.dtype).view(-1, 1, 1, 1), x_BCTHW, scale_BCT11)
+
+    def _group_norm(self, x_BCTHW: Tensor) -> Tensor:
+        frames = x_BCTHW.transpose(1, 2)
+        normal = F.group_norm(frames.flatten(0, 1), self.groups, self.weight, self.bias, EPSILON)
+        return normal.reshape(frames.shape).transpose(1, 2)
+
+
+class ResBlock(nn.Module):
+    """x + conv(swish(norm(conv(swish(norm(x)))))), with a 1x1x1 convolution on the short way where the width changes."""
+
+    def __init__(self, width_in: int, width_out: int, groups: int, norm: NormKind = "rms") -> None:
+        super().__init__()
+        self.norm1 = FrameNorm(width_in, groups, norm)
+        self.conv1 = CausalConv3d(width_in, width_out)
+        self.norm2 = FrameNorm(width_out, groups, norm)
+        self.conv2 = CausalConv3d(width_out, width_out)
+        self.short = nn.Identity() if width_in == width_out else CausalConv3d(width_in, width_out, kernel=1)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        y_BCTHW = self.conv1(F.silu(self.norm1(x_BCTHW)))
+        y_BCTHW = self.conv2(F.silu(self.norm2(y_BCTHW)))
+        return torch.add(self.short(x_BCTHW), y_BCTHW)
+
+
+class Upsample(nn.Module):
+    """Convolution to `time * space**2` times the width, then depth to space; surplus frames are dropped right here.
+
+    A first frame has no past to share a step with: of its `time` frames only the last stays, so T frames become 1 + time * (T - 1).
+    """
+
+    def __init__(self, width_in: int, width_out: int, *, time: int, space: int) -> None:
+        super().__init__()
+        self.time, self.space = time, space
+        self.conv = CausalConv3d(width_in, width_out * time * space**2)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        y_BCTHW = depth_to_space(self.conv(x_BCTHW), time=self.time, space=self.space)
+        return y_BCTHW[:, :, self.time - 1 :]
+
+
+def depth_to_space(x_BCTHW: Tensor, *, time: int, space: int) -> Tensor:
+    """(B, time*space*space*C, T, H, W) to (B, C, time*T, space*H, space*W)."""
+    B, _, T, H, W = x_BCTHW.shape
+    split = x_BCTHW.reshape(B, time, space, space, -1, T, H, W)
+    return split.permute(0, 4, 5, 1, 6, 2, 7, 3).reshape(B, -1, T * time, H * space, W * space)
+
+
+def space_to_depth(x_BCTHW: Tensor, *, space: int) -> Tensor:
+    """(B, C, T, H, W) to (B, space*space*C, T, H/space, W/space): the inverse of `depth_to_space(time=1)`."""
+    B, C, T, H, W = x_BCTHW.shape
+    split = x_BCTHW.reshape(B, C, T, H // space, space, W // space, space)
+    return split.permute(0, 4, 6, 1, 2, 3, 5).reshape(B, -1, T, H // space, W // space)
+
+
+def pad_frames(video_BCTHW: Tensor, step: int) -> Tensor:
+    """The video with its last frame repeated up to the next length 1 + k * step."""
+    missing = -(video_BCTHW.shape[2] - 1) % step
+    if not missing:
+        return video_BCTHW
+    return torch.cat([video_BCTHW, video_BCTHW[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
+
+
+def repeat_frames(x_BCTHW: Tensor) -> Tensor:
+    """1 + k steps to 1 + 2k: the first stays, each later one stands twice (the two finer steps it covers)."""
+    return x_BCTHW.repeat_interleave(2, dim=2)[:, :, 1:]

@@ -1,0 +1,57 @@
+"""What the base model and every grown model share: a rung of the ladder 4x -> 8x -> 16x with KL heads between two trunks.
+
+Legend: B clips, C pixel channels, T H W frames, rows, columns, D trunk width, Z latent channels, t h w latent positions.
+"""
+
+import torch
+from torch import Tensor
+
+from kinetok.tokenizers.base import LowerStage, Tokens, TokenSpec
+from kinetok.tokenizers.causal.posterior import LatentHeads
+
+
+class Rung(LowerStage):
+    """A causal KL tokenizer: video -> encoder trunk -> head -> latent grid -> head -> decoder trunk -> video.
+
+    Any number of frames T >= 1: the end is padded by repeating the last frame, and `Tokens.frames` keeps T. Because everything is
+    causal, latent step 0 is the latent of the first frame alone, and step j sees frames up to `temporal * j`. Rows and columns must
+    be multiples of `spatial`.
+    """
+
+    heads: LatentHeads
+
+    def spec(self) -> TokenSpec:
+        """A grid of continuous tokens, and the digest of all weights that made them."""
+        return TokenSpec(
+            tokenizer=self.config.kind,
+            weights=self.digest(),
+            layout="grid",
+            channels=self.heads.z,
+            temporal=self.temporal,
+            spatial=self.spatial,
+        )
+
+    @torch.no_grad()
+    def encode(self, video_BCTHW: Tensor) -> Tokens:
+        """Posterior means (B, Z, t, h, w), float32, of a video (B, 3, T, H, W) in [-1, 1]; ValueError on any other shape."""
+        self.check(video_BCTHW)
+        return Tokens(self.heads.posterior(self.features(video_BCTHW)).mean_BZthw, frames=video_BCTHW.shape[2])
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens) -> Tensor:
+        """The video (B, 3, tokens.frames, H, W), clamped to [-1, 1]. For gradients use `decode_latent`."""
+        return self.decode_latent(tokens.values, tokens.frames).clamp(-1, 1)
+
+    def decode_latent(self, latent_BZthw: Tensor, frames: int) -> Tensor:
+        """The first `frames` frames of the decoded latent, not clamped, with gradient."""
+        return self.decode_features(self.heads.decoder_features(latent_BZthw))[:, :, :frames]
+
+    def check(self, video_BCTHW: Tensor) -> None:
+        """Refuse what the trunk would only fail on later, or silently misread."""
+        shape = tuple(video_BCTHW.shape)
+        if len(shape) != 5 or shape[1] != 3 or shape[2] < 1:
+            raise ValueError(f"expected a video (batch, 3, frames, rows, columns), got {shape}; unsqueeze(0) makes a batch of one clip")
+        if shape[3] % self.spatial or shape[4] % self.spatial:
+            raise ValueError(f"rows and columns must be multiples of {self.spatial}, got {shape[3]} x {shape[4]}: crop or resize first")
+        if not video_BCTHW.is_floating_point():
+            raise ValueError(f"expected floats in [-1, 1], got {video_BCTHW.dtype}: x / 127.5 - 1 converts bytes")

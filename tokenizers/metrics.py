@@ -1,0 +1,38 @@
+"""Reconstruction figures per clip, computed by torchmetrics' functional interface; pixels are in [-1, 1].
+
+Legend: B clips, C channels, T H W frames, rows, columns.
+"""
+
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+RANGE = 2.0
+
+
+def clip_psnr(video_BCTHW: Tensor, target_BCTHW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB from one mean squared error over the whole clip, (B,); infinite where the two are equal."""
+    return _psnr(video_BCTHW, target_BCTHW, dim=(1, 2, 3, 4))
+
+
+def frame_psnr(video_BCTHW: Tensor, target_BCTHW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each frame, (B, T)."""
+    return _psnr(video_BCTHW, target_BCTHW, dim=(1, 3, 4))
+
+
+def clip_ssim(video_BCTHW: Tensor, target_BCTHW: Tensor) -> Tensor:
+    """Structural similarity (Gaussian window 11, sigma 1.5), the mean over a clip's frames, (B,). Needs 6 rows and columns or more."""
+    frames, targets = (x.transpose(1, 2).flatten(0, 1).float() for x in (video_BCTHW, target_BCTHW))
+    ssim = structural_similarity_index_measure(frames, targets, data_range=(-1.0, 1.0), reduction="none")
+    assert isinstance(ssim, Tensor)
+    return ssim.view(video_BCTHW.shape[0], -1).mean(1)
+
+
+def mean_frame(video_BCTHW: Tensor) -> Tensor:
+    """The clip's temporal mean standing still: the baseline that a reconstruction has to beat."""
+    return video_BCTHW.mean(2, keepdim=True).expand_as(video_BCTHW)
+
+
+def _psnr(video_BCTHW: Tensor, target_BCTHW: Tensor, dim: tuple[int, ...]) -> Tensor:
+    psnr = peak_signal_noise_ratio(video_BCTHW.float(), target_BCTHW.float(), data_range=RANGE, dim=dim, reduction="none")
+    assert isinstance(psnr, Tensor)
+    return psnr
