@@ -1,12 +1,27 @@
-"""Starting Ray, or joining the cluster that `RAY_ADDRESS` names. The only module that calls `ray.init`.
+"""Starting Ray, or joining the cluster that `RAY_ADDRESS` names, and running training workers on it. The only module that calls `ray.init`.
 
 On this machine a private cluster is started with as many CPUs as there are cores; its dashboard is off. Environment defaults that
-Ray reads at start-up are set here, before it is imported.
+Ray reads at start-up are set here, before it is imported. A cluster elsewhere is sent this very package as a wheel.
 """
 
+import contextlib
+import json
+import logging
 import os
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kinetok.infra.errors import Cancelled, ConfigError, KinetokError, TrainingError
+from kinetok.infra.fit import ATTEMPTS, OUTCOME, RUN
+from kinetok.infra.stage import Resources
+from kinetok.infra.storage import Folder
+from kinetok.infra.wheel import build_wheel
+
+if TYPE_CHECKING:
+    from kinetok.infra.training import Loop, Work
 
 RAY_DEFAULTS = {
     "RAY_AUTH_MODE": "disabled",
@@ -17,6 +32,7 @@ RAY_DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+COLLECTIVE_TIMEOUT_SECONDS = 1800
 
 
 def start_ray(*, cpus: int | None = None) -> None:
@@ -28,15 +44,136 @@ def start_ray(*, cpus: int | None = None) -> None:
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=False, runtime_env=shipped())
         return
     ray.init(
         num_cpus=cpus or os.cpu_count(),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         _temp_dir=_short_folder(),
     )
+
+
+def shipped() -> dict[str, object]:
+    """The Ray runtime environment that brings this package to workers of another machine."""
+    folder = Path(tempfile.gettempdir()) / f"kinetok-wheels-{os.getuid()}"
+    return {"py_modules": [str(build_wheel(folder))]}
+
+
+def require_capacity(resources: Resources) -> None:
+    """Raise ConfigError where the cluster could never hold all training workers at once; they would wait for ever."""
+    import ray
+
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for name, each in (("CPU", resources.cpus), ("GPU", resources.gpus)):
+        if resources.workers * each > have.get(name, 0):
+            raise ConfigError(
+                f"{resources.workers} workers x {each:g} {name} need {resources.workers * each:g} {name}, "
+                f"the cluster has {have.get(name, 0):g}: lower workers or {name.lower()}s in resources"
+            )
+
+
+def run_workers(work: "Work") -> None:
+    """Run the training loop on Ray Train workers to its end; checkpoints go below `work.out`. Raises TrainingError when they keep dying."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    resources = work.resources
+    parent, name = RUN.rsplit("/", 1)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"work": work},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker={"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {}),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=(work.out / parent).url,
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=work.config.keep),
+        ),
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainingError(
+            f"training ended after {resources.max_failures} restarts: {_first_line(error)}; "
+            "run the job again to continue from the last checkpoint"
+        ) from error
+
+
+def _worker(config: dict[str, "Work"]) -> None:
+    """What each Ray Train worker runs. An error that would come again is written down, so that a restarted group ends at once."""
+    from kinetok.infra.training import Loop
+
+    work, session = config["work"], RaySession()
+    if work.out.exists(OUTCOME):
+        return
+    try:
+        loop = Loop(work, session)
+        if session.rank == 0:
+            _note_attempt(work, loop)
+        began = time.monotonic()
+        frozen = loop.run()
+        if session.rank == 0:
+            _write_outcome(work.out, {"seconds": time.monotonic() - began, "frozen": frozen})
+    except (TrainingError, Cancelled) as error:
+        # Every rank raises these alike, so all of them return and nothing waits for a lost peer.
+        _write_outcome(work.out, {"error": type(error).__name__, "message": str(error)})
+    except KinetokError as error:
+        _write_outcome(work.out, {"error": type(error).__name__, "message": str(error)})
+        raise
+
+
+class RaySession:
+    """`training.Session` inside a Ray Train worker."""
+
+    def __init__(self) -> None:
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank, self.world, self.local_rank = context.get_world_rank(), context.get_world_size(), context.get_local_rank()
+        self.device = ray.train.torch.get_device()
+
+    @contextlib.contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        import ray.train
+
+        found = ray.train.get_checkpoint()
+        if found is None:
+            yield None
+            return
+        with found.as_directory() as folder:
+            yield Path(folder)
+
+    def report(self, step: int, folder: Path) -> None:
+        import ray.train
+
+        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _note_attempt(work: "Work", loop: "Loop") -> None:
+    """Record where and with how many workers this attempt begins, and refuse frozen weights that differ from the first attempt's."""
+    earlier = sorted(work.out.files(ATTEMPTS)) if work.out.exists(ATTEMPTS) else []
+    if earlier and json.loads(work.out.read_text(earlier[0]))["frozen"] != loop.frozen:
+        raise TrainingError("the frozen weights are not those this training began with; begin again with --force")
+    entry = {"workers": loop.session.world, "first_step": loop.start + 1, "frozen": loop.frozen}
+    work.out.write_text(f"{ATTEMPTS}/{len(earlier):04d}.json", json.dumps(entry))
+
+
+def _write_outcome(out: Folder, outcome: dict[str, object]) -> None:
+    out.write_text(OUTCOME, json.dumps(outcome))
+
+
+def _first_line(error: Exception) -> str:
+    """The cause as one line: the last line of Ray's text, which ends in a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _short_folder() -> str:

@@ -1,0 +1,129 @@
+"""Checkpoints of a training run: one folder with every player's DeepSpeed state, the averaged weights and `state.json`.
+
+Restoring on another number of workers converts DeepSpeed's shards to its universal format first; at ZeRO 0 nothing is sharded and
+nothing needs converting. Frozen modules are no players and so are never in here. Which checkpoint counts is said by Ray Train's own
+snapshot, which it writes once all workers have reported: a folder on disk that the snapshot does not list was never committed.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import distributed
+
+from kinetok.infra.config import Config
+from kinetok.infra.engine import Engine
+from kinetok.infra.errors import TrainingError
+from kinetok.infra.optim import Average
+from kinetok.infra.storage import Folder
+
+STATE = "state.json"
+AVERAGE = "average.safetensors"
+TAG = "state"
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+
+class Saved(Config):
+    """What must be known of a checkpoint before engines are made."""
+
+    step: int
+    """Steps taken; the data position is step * global_batch."""
+    workers: int
+    zero: int
+
+
+def save(folder: Path, saved: Saved, engines: Mapping[str, Engine], average: Average | None) -> None:
+    """Write this rank's part into its own `folder`; the parts of all ranks together are the checkpoint. A collective."""
+    for player, engine in engines.items():
+        engine.save_checkpoint(str(folder / player), tag=TAG, save_latest=False)
+    first = distributed.get_rank() == 0
+    if average is not None:
+        full = {name: tensor.cpu().contiguous() for name, tensor in average.full() if first}
+        if first:
+            save_file(full, folder / AVERAGE)
+    if first:
+        (folder / STATE).write_text(saved.model_dump_json())
+
+
+def read_saved(folder: Path) -> Saved:
+    """The header of the checkpoint in `folder`."""
+    return Saved.model_validate_json((folder / STATE).read_text())
+
+
+def restore(folder: Path, engines: Mapping[str, Engine], average: Average | None) -> None:
+    """Load what `save` wrote, or what `converted` made of it, into engines and average. A collective."""
+    for player, engine in engines.items():
+        path, _ = engine.load_checkpoint(str(folder / player), tag=TAG)
+        if path is None:
+            raise TrainingError(f"{folder} holds no state of the player {player!r}: the model changed under a running job; use --force")
+    if average is not None:
+        average.load(load_file(folder / AVERAGE))
+
+
+def needs_conversion(saved: Saved, *, workers: int, zero: int) -> bool:
+    """Whether `saved` must be converted to be continued by `workers` at ZeRO `zero`; refuses another ZeRO stage."""
+    if saved.zero != zero:
+        raise TrainingError(
+            f"the checkpoint was written with ZeRO {saved.zero} and cannot be continued with ZeRO {zero}: "
+            f"set zero: {saved.zero}, or begin again with --force"
+        )
+    return zero > 0 and saved.workers != workers
+
+
+@contextlib.contextmanager
+def converted(folder: Path, players: tuple[str, ...], local_rank: int) -> Iterator[Path]:
+    """A temporary copy of the checkpoint in DeepSpeed's universal format, made once on every node. A collective."""
+    name = [uuid.uuid4().hex]
+    distributed.broadcast_object_list(name)
+    target = Path(tempfile.gettempdir()) / f"kinetok-universal-{name[0]}"
+    with contextlib.ExitStack() as stack:
+        if local_rank == 0:
+            target.mkdir()
+            stack.callback(_remove, target)
+            for player in players:
+                _to_universal(folder / player / TAG, target / player / TAG)
+            if (folder / AVERAGE).exists():
+                (target / AVERAGE).symlink_to(folder / AVERAGE)
+        distributed.barrier()
+        yield target
+        distributed.barrier()
+
+
+def _to_universal(source: Path, target: Path) -> None:
+    from deepspeed.checkpoint import ds_to_universal
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(
+            argparse.Namespace(
+                input_folder=str(source),
+                output_folder=str(target),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
+        )
+
+
+def _remove(folder: Path) -> None:
+    Folder(str(folder.parent)).remove(folder.name)
+
+
+def sweep(run: Folder) -> list[str]:
+    """Delete the checkpoint folders of a Ray Train run that its snapshot does not list, and name them. No worker may be running."""
+    try:
+        snapshot = json.loads(run.read_bytes(SNAPSHOT))
+    except FileNotFoundError:
+        snapshot = {"checkpoint_results": []}
+    committed = {result["checkpoint_dir_name"] for result in snapshot["checkpoint_results"]}
+    orphans = [name for name in run.folders() if name.startswith("checkpoint_") and name not in committed]
+    for name in orphans:
+        run.remove(name)
+    return orphans

@@ -1,0 +1,177 @@
+"""`fit`: train a model on Ray Train workers, from the driver's side; and what a run is configured by.
+
+The workers run `training.Loop`. The driver starts them, follows the metrics they write, passes on a wish to stop, and tells errors
+apart: one that would come again (bad data, a loss that is not finite) ends the run and leaves a marker, anything else costs a restart from
+the last committed checkpoint. A second call on the same folder continues where the first was killed. Importing this module imports
+neither torch nor Ray, because planning a job reads the configuration only.
+"""
+
+import concurrent.futures
+import json
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, StrictInt
+
+from kinetok.infra import errors
+from kinetok.infra.config import Config
+from kinetok.infra.errors import Cancelled, ConfigError, DataError, KinetokError, TrainingError
+from kinetok.infra.metrics_log import last_line, step_of
+from kinetok.infra.stage import Progress, Resources
+from kinetok.infra.storage import Folder
+
+if TYPE_CHECKING:
+    from kinetok.infra.training import Feed, Trainable
+
+RUN = "_work/ray"
+STOP = "_work/stop"
+OUTCOME = "_work/outcome.json"
+ATTEMPTS = "_work/attempts"
+SUMMARY = "training.json"
+FOLLOW_SECONDS = 1.0
+
+
+class PlayerConfig(Config):
+    """AdamW and schedule of one player."""
+
+    lr: Annotated[float, Field(gt=0)]
+    """Peak learning rate."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled (arXiv 1711.05101); applied to matrices and kernels, never to biases and norms."""
+    warmup: Annotated[StrictInt, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: half a cosine down to zero at the last step, or the peak."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the whole gradient; 0 leaves it alone."""
+
+
+Steps = Annotated[StrictInt, Field(ge=1)]
+
+
+class FitConfig(Config):
+    """What a training run computes; part of the identity of its stage."""
+
+    steps: Steps
+    """Optimizer steps."""
+    global_batch: Steps
+    """Samples of one step: micro-batch x workers x accumulation."""
+    optimizers: dict[str, PlayerConfig]
+    """One entry for each player of the model."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the averaged weights that are evaluated and saved; None keeps the last weights."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is autocast: weights and optimizer stay fp32."""
+    eval_every: Steps = 500
+    """Steps between evaluations; the last step is always evaluated."""
+    eval_batches: Steps | None = None
+    """Evaluate on the first eval_batches x global_batch samples of the validation feed; None takes all."""
+    checkpoint_every: Steps = 500
+    keep: Steps = 2
+    """Checkpoints kept."""
+    log_every: Steps = 10
+    """Steps between lines of metrics; each line averages the steps since the line before."""
+    seed: StrictInt = 0
+    """Of the initial weights."""
+
+
+def accumulation(config: FitConfig, resources: Resources) -> int:
+    """Micro-batches that one worker adds up for a step; raises ConfigError where the global batch does not divide."""
+    share = resources.batch_size * resources.workers
+    if config.global_batch % share:
+        nearest = sorted({max(share, config.global_batch // share * share), (config.global_batch // share + 1) * share})
+        raise ConfigError(
+            f"global_batch {config.global_batch} is not a multiple of batch_size {resources.batch_size} x workers {resources.workers}: "
+            f"nearest valid global_batch {' or '.join(map(str, nearest))}, "
+            f"nearest valid batch_size {_nearest_batch_size(config, resources)}"
+        )
+    return config.global_batch // share
+
+
+def _nearest_batch_size(config: FitConfig, resources: Resources) -> str:
+    per_worker, rest = divmod(config.global_batch, resources.workers)
+    if rest:
+        return f"none with {resources.workers} workers"
+    divisors = [size for size in range(1, per_worker + 1) if per_worker % size == 0]
+    return str(min(divisors, key=lambda size: abs(size - resources.batch_size)))
+
+
+def fit(
+    build: "Callable[[], Trainable]",
+    train: "Feed",
+    validation: "Feed | None",
+    config: FitConfig,
+    *,
+    out: Folder,
+    resources: Resources,
+    progress: Progress,
+    stop: threading.Event,
+) -> dict[str, float]:
+    """Train on `resources.workers` Ray Train workers and fill `out` with `model/`, `metrics/` and `training.json`.
+
+    Returns the last figures. `build` and the feeds are pickled to the workers. Called again on the same `out` after a kill, it continues from the last committed
+    checkpoint, on the present number of workers. Raises ConfigError, DataError or TrainingError with the remedy, Cancelled once
+    `stop` is set. May be called from any thread.
+    """
+    accumulation(config, resources)
+    for name, feed in (("training", train), ("validation", validation)):
+        if feed is not None and not len(feed):
+            raise DataError(f"the {name} feed is empty: look at the filters, the split and the quarantine of its clips")
+    from kinetok.infra import checkpoint, launch
+    from kinetok.infra.training import Work
+
+    launch.start_ray()
+    launch.require_capacity(resources)
+    for leftover in (STOP, OUTCOME):
+        out.remove(leftover)
+    checkpoint.sweep(out / RUN)
+    work = Work(build, train, validation, config, out, resources)
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="ray train") as pool:
+        running = pool.submit(launch.run_workers, work)
+        _follow(running, config.steps, out, progress, stop)
+    return _conclude(running, config, out)
+
+
+def _follow(running: "concurrent.futures.Future[None]", steps: int, out: Folder, progress: Progress, stop: threading.Event) -> None:
+    """Tell `progress` the last logged step until the workers have ended; on a wish to stop, leave the marker they look for."""
+    asked = False
+    while not concurrent.futures.wait([running], timeout=FOLLOW_SECONDS).done:
+        line = last_line(out)
+        try:
+            progress(done=step_of(line) if line else 0, total=steps, unit="steps")
+        except Cancelled:
+            stop.set()
+        if stop.is_set() and not asked:
+            out.write_text(STOP, "")
+            asked = True
+
+
+def _conclude(running: "concurrent.futures.Future[None]", config: FitConfig, out: Folder) -> dict[str, float]:
+    """Raise what ended the run, or write `training.json` and return the last figures."""
+    failure = running.exception()
+    if not out.exists(OUTCOME):
+        if failure is not None:
+            raise failure
+        raise TrainingError("the training workers ended without an outcome; run the job again to continue from the last checkpoint")
+    outcome = json.loads(out.read_text(OUTCOME))
+    if "error" in outcome:
+        kind: type[KinetokError] = getattr(errors, outcome["error"])
+        raise kind(outcome["message"])
+    attempts = [json.loads(out.read_text(name)) for name in sorted(out.files(ATTEMPTS))]
+    line = last_line(out) or {}
+    figures = {name: value for name, value in line.items() if value is not None and name not in ("step", "time")}
+    frozen = {name: {"before": before, "after": outcome["frozen"][name]} for name, before in attempts[0]["frozen"].items()}
+    samples = (config.steps - attempts[-1]["first_step"] + 1) * config.global_batch
+    summary = {
+        "steps": config.steps,
+        "seconds": outcome["seconds"],
+        "samples_per_second": samples / outcome["seconds"],
+        "restarts": len(attempts) - 1,
+        "attempts": [{"workers": attempt["workers"], "first_step": attempt["first_step"]} for attempt in attempts],
+        "frozen": frozen,
+        "metrics": figures,
+    }
+    out.write_text(SUMMARY, json.dumps(summary, indent=1))
+    return figures

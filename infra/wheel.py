@@ -1,0 +1,62 @@
+"""This package as a wheel, made from its own files: what a Ray cluster elsewhere is sent.
+
+Written directly (a wheel is a zip), so that it works from a checkout and from an installed package without any build tool. The
+version ends in a digest of the content, because Ray caches modules by file name. Not covered: dependencies, which the cluster's
+image holds.
+"""
+
+import base64
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import kinetok
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_WHEEL = "Wheel-Version: 1.0\nGenerator: kinetok\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+
+def build_wheel(folder: Path) -> Path:
+    """Write `kinetok-{version}+d{digest}-py3-none-any.whl` into `folder`, unless it is there already, and return its path."""
+    files = dict(package_files())
+    state = hashlib.sha256()
+    for name, data in files.items():
+        state.update(f"{name} {len(data)}\n".encode() + data)
+    version = f"{kinetok.__version__}+d{state.hexdigest()[:12]}"
+    target = folder / f"kinetok-{version}-py3-none-any.whl"
+    if target.exists():
+        return target
+    info = f"kinetok-{version}.dist-info"
+    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: kinetok\nVersion: {version}\n".encode()
+    files[f"{info}/WHEEL"] = _WHEEL.encode()
+    files[f"{info}/RECORD"] = "".join([*(_record_line(name, data) for name, data in files.items()), f"{info}/RECORD,,\n"]).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = target.with_suffix(".tmp")
+    with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
+    aside.replace(target)
+    return target
+
+
+def package_files() -> Iterator[tuple[str, bytes]]:
+    """(name inside the wheel, content) of every file of the installed or checked-out package, in order."""
+    root = Path(kinetok.__path__[0])
+    for path in sorted(_walk(root)):
+        yield f"kinetok/{path.relative_to(root)}", path.read_bytes()
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below `folder`, through the links that join a checkout's folders into one package."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            if path.name != "__pycache__":
+                yield from _walk(path)
+        elif path.suffix != ".pyc":
+            yield path
+
+
+def _record_line(name: str, data: bytes) -> str:
+    digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+    return f"{name},sha256={digest},{len(data)}\n"
