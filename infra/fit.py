@@ -111,9 +111,9 @@ def fit(
 ) -> dict[str, float]:
     """Train on `resources.workers` Ray Train workers and fill `out` with `model/`, `metrics/` and `training.json`.
 
-    Returns the last figures. `build` and the feeds are pickled to the workers. Called again on the same `out` after a kill, it continues from the last committed
-    checkpoint, on the present number of workers. Raises ConfigError, DataError or TrainingError with the remedy, Cancelled once
-    `stop` is set. May be called from any thread.
+    Returns the last figures. `build` and the feeds are pickled to the workers. Called again on the same `out` after a kill, it
+    continues from the last committed checkpoint, on the present number of workers. Raises ConfigError, DataError or TrainingError
+    with the remedy, Cancelled once `stop` is set. May be called from any thread.
     """
     accumulation(config, resources)
     for name, feed in (("training", train), ("validation", validation)):

@@ -123,7 +123,7 @@ class Loop:
         self.engines, self.average, self.start = self._resume()
 
     def run(self) -> dict[str, str]:
-        """Train to the end and export; returns the frozen modules' digests (rank 0). Raises TrainingError or Cancelled on all ranks alike."""
+        """Train to the end and export; returns the frozen modules' digests (rank 0). Errors are raised on all ranks alike."""
         log = MetricsLog(self.work.out, after=self.start) if self.first else None
         batches = self.work.train.batches(
             start=self.start * self.config.global_batch,
