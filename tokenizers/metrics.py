@@ -1,10 +1,11 @@
 """Reconstruction figures per clip, computed by torchmetrics' functional interface; pixels are in [-1, 1].
 
+torchmetrics is imported on first use: planning a job imports the models' configurations, and must not wait for it.
+
 Legend: B clips, C channels, T H W frames, rows, columns.
 """
 
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 RANGE = 2.0
 
@@ -21,6 +22,8 @@ def frame_psnr(video_BCTHW: Tensor, target_BCTHW: Tensor) -> Tensor:
 
 def clip_ssim(video_BCTHW: Tensor, target_BCTHW: Tensor) -> Tensor:
     """Structural similarity (Gaussian window 11, sigma 1.5), the mean over a clip's frames, (B,). Needs 6 rows and columns or more."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     frames, targets = (x.transpose(1, 2).flatten(0, 1).float() for x in (video_BCTHW, target_BCTHW))
     ssim = structural_similarity_index_measure(frames, targets, data_range=(-1.0, 1.0), reduction="none")
     assert isinstance(ssim, Tensor)
@@ -33,6 +36,8 @@ def mean_frame(video_BCTHW: Tensor) -> Tensor:
 
 
 def _psnr(video_BCTHW: Tensor, target_BCTHW: Tensor, dim: tuple[int, ...]) -> Tensor:
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     psnr = peak_signal_noise_ratio(video_BCTHW.float(), target_BCTHW.float(), data_range=RANGE, dim=dim, reduction="none")
     assert isinstance(psnr, Tensor)
     return psnr
