@@ -9,13 +9,12 @@ No pickle anywhere. Not covered: making the tensors (`encoding.py`).
 import hashlib
 import io
 import json
-import tarfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +29,7 @@ from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ContractError, DataError
 from kinetok.infra.fingerprint import Plain
 from kinetok.infra.storage import Folder
+from kinetok.pipelines.data.tars import TarWriter
 from kinetok.tokenizers.base import TokenSpec
 
 SPEC_FILE = "spec.json"
@@ -37,6 +37,12 @@ RANGE_BYTES = 1 << 20
 """On an object store, samples smaller than this are read with their whole shard: a request costs about as much as 1 MB."""
 SHARDS_HELD = 8
 """Whole shards kept in memory when reading small samples from an object store: one window of the training order."""
+
+THREADS = 16
+"""Small files read at a time: an object store answers each in tens of milliseconds."""
+
+Line: TypeAlias = dict[str, Plain]
+"""One line of `manifest.jsonl`: path, bytes, sha256, count."""
 
 _INDEX = pa.schema(
     [
@@ -58,7 +64,7 @@ class Sample(NamedTuple):
     """One sample to write: its place in the shard, safetensors bytes, and what goes into its json member (`id` and `split` at least)."""
 
     place: int
-    payload: bytes | memoryview
+    payload: bytes
     about: Mapping[str, Plain]
 
 
@@ -83,7 +89,11 @@ def quarantine_name(shard: int) -> str:
     return f"quarantine/{shard:06d}.parquet"
 
 
-def write_shard(out: Folder, shard: int, samples: Iterable[Sample], bad: list[BadSample]) -> list[dict[str, Plain]]:
+def member_name(shard: int, place: int, extension: str) -> str:
+    return f"{shard:06d}-{place:06d}.{extension}"
+
+
+def write_shard(out: Folder, shard: int, samples: Iterable[Sample], bad: list[BadSample]) -> list[Line]:
     """Commit one shard: tar, quarantine where any, then the index. Returns their manifest lines; equal input gives equal bytes."""
     tar, rows = _pack(shard, samples)
     lines = [_put(out, shard_name(shard), tar, len(rows))]
@@ -94,44 +104,47 @@ def write_shard(out: Folder, shard: int, samples: Iterable[Sample], bad: list[Ba
     return [*lines, _put(out, index_name(shard), _parquet(table), len(rows))]
 
 
-def committed_lines(out: Folder, shard: int) -> list[dict[str, Plain]]:
-    """The manifest lines of a shard committed earlier, from its index alone."""
+def resume(out: Folder) -> dict[int, list[Line]]:
+    """Remove what a killed attempt left uncommitted; the manifest lines of every committed shard, read from its index alone."""
+    out.sweep()
+    done = [_number(name) for name in out.files("index")]
+    names = {index_name(shard) for shard in done} | {shard_name(shard) for shard in done} | {quarantine_name(shard) for shard in done}
+    for folder in ("shards", "quarantine"):
+        for name in out.files(folder).keys() - names:
+            out.remove(name)
+    with ThreadPoolExecutor(THREADS) as threads:
+        return dict(zip(done, threads.map(lambda shard: _committed(out, shard), done), strict=True))
+
+
+def _committed(out: Folder, shard: int) -> list[Line]:
     data = out.read_bytes(index_name(shard))
-    schema = pq.read_schema(io.BytesIO(data))
-    lines: list[dict[str, Plain]] = json.loads(schema.metadata[_FILES])
-    return [*lines, _line(index_name(shard), data, pq.read_metadata(io.BytesIO(data)).num_rows)]
+    footer = pq.read_metadata(io.BytesIO(data))
+    lines: list[Line] = json.loads(footer.metadata[_FILES])
+    return [*lines, _line(index_name(shard), data, footer.num_rows)]
 
 
-def committed(out: Folder) -> set[int]:
-    """Numbers of the shards whose index is there."""
-    return {int(name.removeprefix("index/").removesuffix(".parquet")) for name in _parts(out)}
+def _number(name: str) -> int:
+    return int(name.rpartition("/")[2].partition(".")[0])
 
 
 def _pack(shard: int, samples: Iterable[Sample]) -> tuple[bytes, list[dict[str, Plain]]]:
     buffer = io.BytesIO()
+    tar = TarWriter(buffer)
     rows: list[dict[str, Plain]] = []
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for place, payload, about in samples:
-            key = f"{shard:06d}-{place:06d}"
-            offset = buffer.tell() + tarfile.BLOCKSIZE  # a ustar header is one block
-            _add(tar, f"{key}.safetensors", payload)
-            _add(tar, f"{key}.json", json.dumps(dict(about), sort_keys=True, ensure_ascii=False).encode())
-            rows.append({"id": about["id"], "place": place, "split": about["split"], "offset": offset, "bytes": len(payload)})
+    for place, payload, about in samples:
+        offset = tar.add(member_name(shard, place, "safetensors"), payload)
+        tar.add(member_name(shard, place, "json"), json.dumps(dict(about), sort_keys=True, ensure_ascii=False).encode())
+        rows.append({"id": about["id"], "place": place, "split": about["split"], "offset": offset, "bytes": len(payload)})
+    tar.close()
     return buffer.getvalue(), rows
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes | memoryview) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
-
-
-def _put(out: Folder, name: str, data: bytes, count: int) -> dict[str, Plain]:
+def _put(out: Folder, name: str, data: bytes, count: int) -> Line:
     out.write_bytes(name, data)
     return _line(name, data, count)
 
 
-def _line(name: str, data: bytes, count: int) -> dict[str, Plain]:
+def _line(name: str, data: bytes, count: int) -> Line:
     return {"path": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "count": count}
 
 
@@ -141,21 +154,22 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _parts(out: Folder) -> list[str]:
-    return [name for name in out.files("index") if name.endswith(".parquet")]
-
-
 def read_index(out: Folder) -> pa.Table:
     """The rows of all shards in order, with their `shard` number."""
 
     def part(name: str) -> pa.Table:
         table = pq.read_table(io.BytesIO(out.read_bytes(name))).replace_schema_metadata()
-        shard = int(name.removeprefix("index/").removesuffix(".parquet"))
-        return table.add_column(0, "shard", pa.array(np.full(len(table), shard)))
+        return table.add_column(0, "shard", pa.array(np.full(len(table), _number(name))))
 
-    with ThreadPoolExecutor(16) as threads:
-        tables = list(threads.map(part, _parts(out)))
+    with ThreadPoolExecutor(THREADS) as threads:
+        tables = list(threads.map(part, out.files("index")))
     return pa.concat_tables(tables).combine_chunks() if tables else _INDEX.insert(0, pa.field("shard", pa.int64())).empty_table()
+
+
+def quarantine_reasons(out: Folder) -> Counter[str]:
+    """How many samples of each reason are in quarantine."""
+    parts = (pq.read_table(io.BytesIO(out.read_bytes(name)), columns=["reason"]) for name in out.files("quarantine"))
+    return Counter(reason for part in parts for reason in part["reason"].to_pylist())
 
 
 def require_spec(shards: TokenSpec, model: TokenSpec) -> None:

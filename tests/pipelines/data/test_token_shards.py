@@ -13,7 +13,7 @@ from kinetok.infra.artifact import Artifact, Record
 from kinetok.infra.errors import ContractError, DataError
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data import token_shards
-from kinetok.pipelines.data.token_shards import BadSample, Sample, TokenShards, committed, committed_lines, require_spec, write_shard
+from kinetok.pipelines.data.token_shards import BadSample, Sample, TokenShards, require_spec, resume, write_shard
 from kinetok.tokenizers.base import DecodeRecipe, TokenSpec
 
 SPEC = TokenSpec(tokenizer="fake", weights="ab" * 32, layout="grid", channels=2, temporal=1, spatial=4)
@@ -74,11 +74,16 @@ def test_equal_input_gives_equal_bytes_and_lines(tmp_path: Path) -> None:
     assert all(first.read_bytes(name) == second.read_bytes(name) for name in first.files())
 
 
-def test_the_index_alone_tells_the_manifest_lines(tmp_path: Path) -> None:
+def test_resuming_knows_the_manifest_lines_and_removes_what_was_never_committed(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     lines = write(folder)
-    assert committed(folder) == {0, 1}
-    assert [committed_lines(folder, shard) for shard in (0, 1)] == lines
+    assert resume(folder) == dict(enumerate(lines))
+    kept = folder.files()
+    for left in ("shards/000002.tar", "quarantine/000002.parquet", "shards/000003.tar.tmp-ab12"):
+        folder.write_bytes(left, b"half")
+    assert resume(folder) == dict(enumerate(lines))
+    assert folder.files() == kept
+    assert not list(tmp_path.rglob("*.tmp-*"))
     assert [line["path"] for line in lines[1]] == ["shards/000001.tar", "quarantine/000001.parquet", "index/000001.parquet"]
 
 

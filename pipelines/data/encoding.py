@@ -1,0 +1,295 @@
+"""The Ray Data plan behind `encode`: decode tasks -> model actors -> one small write task per finished shard.
+
+A unit is a run of clips of one output shard, cut at whole micro-batches and at most `UNIT_BYTES` of pixels. One unit is one block in
+every operator (block sizing is off), and order is preserved, so the driver knows which shard a block belongs to by counting: it passes
+block references to `commit_shard` and never holds pixels or tokens. The same units and micro-batches are cut on every run, hence a
+resumed run writes the same bytes. Bytes in flight are bounded by a limit on the object store that grows with the workers, not the data.
+A video that cannot be decoded, or that the model answers with non-finite numbers, becomes a status row; anything else ends the stage.
+Not covered: which shards are due and the artifact around them (`stages/encode.py`), the files (`token_shards.py`).
+
+Legend: B clips, T H W C frames, rows, columns, colours.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy, ExecutionResources, TaskPoolStrategy
+from safetensors.torch import save
+from torch import Tensor
+
+from kinetok.infra.stage import Resources
+from kinetok.infra.storage import Folder
+from kinetok.pipelines.data.clip_index import ClipIndex
+from kinetok.pipelines.data.decode import Pixels, decode_clips
+from kinetok.pipelines.data.reasons import BadVideo, Reason
+from kinetok.pipelines.data.sources import read_range
+from kinetok.pipelines.data.token_shards import BadSample, Line, Sample, stored, write_shard
+from kinetok.tokenizers.base import DecodeRecipe, LowerStage, Tokenizer
+
+UNIT_BYTES = 16 << 20
+"""Pixels of one decode task: large against the 25 ms that a block costs, small against memory."""
+WRITES = 2
+"""Shards being written at a time."""
+WORKER_BYTES = 512 << 20
+"""A decode task asks for this much memory besides its pixels. Ray Data fuses operators that ask for the same resources; asking for
+memory keeps decoding out of the model actors."""
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ROWS = ("id", "video", "url", "offset", "bytes", "start", "end", "caption", "split")
+_ABOUT = ("id", "video", "start", "end", "caption", "split")
+_STATUS = [
+    ("shard", pa.int64()),
+    ("place", pa.int32()),
+    ("about", pa.string()),
+    ("reason", pa.string()),
+    ("message", pa.string()),
+    ("position", pa.float64()),
+    ("decode_seconds", pa.float64()),
+]
+_DECODED = pa.schema([*_STATUS, ("pixels", pa.large_binary())])
+_ENCODED = pa.schema([*_STATUS, ("payload", pa.large_binary()), ("encode_seconds", pa.float64())])
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What to compute: picklable, handed to every worker."""
+
+    open_model: Callable[[], Tokenizer]
+    content: Literal["tokens", "features"]
+    dtype: Literal["fp32", "bf16", "fp16"]
+    """Type the numbers are stored in."""
+    recipe: DecodeRecipe
+    resources: Resources
+
+    @property
+    def unit_clips(self) -> int:
+        """Clips of one unit: whole micro-batches, at most UNIT_BYTES of pixels but at least one micro-batch."""
+        clip = self.recipe.frames * self.recipe.height * self.recipe.width * 3
+        return max(1, UNIT_BYTES // (clip * self.resources.batch_size)) * self.resources.batch_size
+
+    @property
+    def unit_bytes(self) -> int:
+        return self.unit_clips * self.recipe.frames * self.recipe.height * self.recipe.width * 3
+
+
+class Unit(NamedTuple):
+    """Clips `first` ... `first + clips` of the index, which begin at `place` of output shard `shard`."""
+
+    shard: int
+    place: int
+    first: int
+    clips: int
+
+
+class Committed(NamedTuple):
+    """What one write task tells the driver; seconds are summed over clips and workers."""
+
+    number: int
+    lines: list[Line]
+    clips: int
+    decode_seconds: float
+    encode_seconds: float
+
+
+def open_model(folder: Folder) -> Tokenizer:
+    """The tokenizer saved in `folder`, in eval mode; copied from an object store to a temporary folder first."""
+    from kinetok.tokenizers.catalog import load
+
+    if folder.is_local:
+        return load(folder.local)
+    with tempfile.TemporaryDirectory() as copy:
+        for name in folder.files():
+            target = Path(copy, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(folder.read_bytes(name))
+        return load(Path(copy))
+
+
+def cut_units(shard: int, rows: NDArray[np.int64], unit_clips: int) -> list[Unit]:
+    """The units of one output shard; its rows are consecutive."""
+    return [Unit(shard, place, int(rows[place]), min(unit_clips, len(rows) - place)) for place in range(0, len(rows), unit_clips)]
+
+
+def encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out: Folder) -> Iterator[Committed]:
+    """Encode the output shards numbered `due` and commit each in `out`; yields them as they are committed."""
+    units = [unit for shard in due for unit in cut_units(shard, index.shards[shard], encoding.unit_clips)]
+    blocks: list[ray.ObjectRef[pa.Table]] = []
+    writes: list[ray.ObjectRef[Committed]] = []
+    for unit, block in zip(units, _block_refs(plan(index, units, encoding)), strict=True):
+        blocks.append(block)
+        expected = len(index.shards[unit.shard])
+        if unit.place + unit.clips == expected:
+            writes.append(_commit_shard.remote(out, unit.shard, expected, *blocks))
+            blocks = []
+        while len(writes) > WRITES:
+            done, writes = ray.wait(writes)
+            yield from ray.get(done)
+    while writes:
+        done, writes = ray.wait(writes)
+        yield from ray.get(done)
+
+
+def plan(index: ClipIndex, units: list[Unit], encoding: Encoding) -> ray.data.Dataset:
+    """The dataset of encoded units, one block each, in order; nothing runs until it is iterated."""
+    rows = ray.put(index.rows.select(_ROWS).combine_chunks())
+    resources = encoding.resources
+    spare = _cluster_cpus() - resources.workers * resources.cpus
+    decoders = min(resources.decoders or max(1, int(spare)), len(units))
+    actors = min(resources.workers, len(units))
+    source = ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
+    options = source.context.execution_options
+    options.preserve_order = True
+    in_flight = (2 * decoders + 4 * actors + 4) * encoding.unit_bytes
+    options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
+    source.context.target_max_block_size = None
+    source.context.enable_progress_bars = False
+    source.context.print_on_execution_start = False
+    return source.map_batches(
+        partial(decode_unit, rows=rows, recipe=encoding.recipe),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=decoders),
+        num_cpus=1 if spare >= decoders else 0,
+        memory=WORKER_BYTES + 3 * encoding.unit_bytes,
+    ).map_batches(
+        Encoder,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_constructor_args=(encoding,),
+        compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+    )
+
+
+def _cluster_cpus() -> float:
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found.get("CPU", 1.0)
+
+
+def _block_refs(dataset: ray.data.Dataset) -> Iterator["ray.ObjectRef[pa.Table]"]:
+    for bundle in dataset.iter_internal_ref_bundles():
+        yield from (entry.ref for entry in bundle.blocks)
+
+
+def decode_unit(unit: pa.Table, *, rows: "ray.ObjectRef[pa.Table]", recipe: DecodeRecipe) -> pa.Table:
+    """Pixels of one unit; each video is read and decoded once for all of its windows in the unit."""
+    began = time.perf_counter()
+    work = Unit(**unit.to_pylist()[0])
+    clips = ray.get(rows).slice(work.first, work.clips).to_pylist()
+    found: list[Pixels | BadVideo] = []
+    for (url, offset, size), windows in groupby(clips, key=lambda clip: (clip["url"], clip["offset"], clip["bytes"])):
+        found += _decode_video(url, offset, size, [clip["start"] for clip in windows], recipe)
+    seconds = (time.perf_counter() - began) / work.clips
+    listed = [
+        {
+            **_status(item),
+            "shard": work.shard,
+            "place": work.place + number,
+            "about": json.dumps({name: clip[name] for name in _ABOUT}, ensure_ascii=False),
+            "decode_seconds": seconds,
+            "pixels": None if isinstance(item, BadVideo) else item.reshape(-1).data,
+        }
+        for number, (clip, item) in enumerate(zip(clips, found, strict=True))
+    ]
+    return pa.Table.from_pylist(listed, schema=_DECODED)
+
+
+def _decode_video(url: str, offset: int, size: int, starts: list[float], recipe: DecodeRecipe) -> list[Pixels | BadVideo]:
+    """The windows of one video, and from the first that fails on, the reason instead."""
+    found: list[Pixels | BadVideo] = []
+    try:
+        found.extend(decode_clips(read_range(url, offset, size), starts=starts, **recipe.model_dump()))
+    except BadVideo as error:
+        found.extend([error] * (len(starts) - len(found)))
+    return found
+
+
+def _status(item: object) -> dict[str, str | float | None]:
+    if isinstance(item, BadVideo):
+        return {"reason": str(item.reason), "message": item.message, "position": item.position}
+    return {"reason": None, "message": None, "position": None}
+
+
+class Encoder:
+    """A model actor: units of pixels to units of safetensors payloads."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self.encoding = encoding
+        self.device = torch.device("cuda" if encoding.resources.gpus else "cpu")
+        torch.set_num_threads(max(1, int(encoding.resources.cpus)))
+        self.model = encoding.open_model().to(self.device).eval()
+
+    def __call__(self, unit: pa.Table) -> pa.Table:
+        began = time.perf_counter()
+        rows = unit.drop_columns("pixels").to_pylist()
+        sound = [number for number, row in enumerate(rows) if row["reason"] is None]
+        size = self.encoding.resources.batch_size
+        for first in range(0, len(sound), size):
+            chosen = sound[first : first + size]
+            for number, payload in zip(chosen, self.encode(self._pixels(unit, chosen)), strict=True):
+                rows[number].update(_status(payload), payload=None if isinstance(payload, BadVideo) else payload)
+        seconds = (time.perf_counter() - began) / max(1, len(rows))
+        return pa.Table.from_pylist([{"payload": None, **row, "encode_seconds": seconds} for row in rows], schema=_ENCODED)
+
+    @torch.inference_mode()
+    def encode(self, pixels_BTHWC: Pixels) -> list[bytes | BadVideo]:
+        """Safetensors bytes of each clip of one micro-batch, or why there are none."""
+        video_BCTHW = torch.from_numpy(pixels_BTHWC).to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        arithmetic = TORCH_DTYPES[self.encoding.resources.dtype]
+        with torch.autocast(self.device.type, arithmetic, enabled=arithmetic is not torch.float32):
+            tensors = self._forward(video_BCTHW)
+        kept = {name: stored(tensor, TORCH_DTYPES[self.encoding.dtype]) for name, tensor in tensors.items()}
+        return [_payload({name: tensor[i] for name, tensor in kept.items()}) for i in range(len(pixels_BTHWC))]
+
+    def _forward(self, video_BCTHW: Tensor) -> dict[str, Tensor]:
+        if self.encoding.content == "tokens":
+            return {"tokens": self.model.encode(video_BCTHW).values}
+        found = cast(LowerStage, self.model).growth_features(video_BCTHW)
+        return {"full": found.full_BDthw, "key": found.key_BDthw}
+
+    def _pixels(self, unit: pa.Table, chosen: list[int]) -> Pixels:
+        recipe = self.encoding.recipe
+        column = unit["pixels"]
+        flat = np.stack([np.frombuffer(column[number].as_buffer(), np.uint8) for number in chosen])
+        return flat.reshape(len(chosen), recipe.frames, recipe.height, recipe.width, 3)
+
+
+def _payload(tensors: dict[str, Tensor]) -> bytes | BadVideo:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            return BadVideo(Reason.MODEL_FAILED, f"the model's {name} are not finite")
+    return save({name: tensor.clone() for name, tensor in tensors.items()})
+
+
+def commit_shard(out: Folder, shard: int, expected: int, *blocks: pa.Table) -> Committed:
+    """Write one shard of `expected` clips out of its blocks."""
+    rows = [row for block in blocks for row in block.to_pylist()]
+    places = [(row["shard"], row["place"]) for row in rows]
+    assert places == [(shard, place) for place in range(expected)], f"blocks of shard {shard} are not whole or in order: {places}"
+    abouts = [json.loads(row["about"]) for row in rows]
+    samples = [Sample(row["place"], row["payload"], about) for row, about in zip(rows, abouts, strict=True) if row["reason"] is None]
+    bad = [
+        BadSample(about["id"], row["reason"], row["message"], row["position"])
+        for row, about in zip(rows, abouts, strict=True)
+        if row["reason"] is not None
+    ]
+    lines = write_shard(out, shard, samples, bad)
+    decode_seconds, encode_seconds = (sum(row[name] for row in rows) for name in ("decode_seconds", "encode_seconds"))
+    return Committed(shard, lines, expected, decode_seconds, encode_seconds)
+
+
+_commit_shard = ray.remote(num_cpus=0)(commit_shard)

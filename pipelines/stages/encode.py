@@ -1,0 +1,136 @@
+"""`encode`: every kept clip through a frozen tokenizer, into shards of tokens or trunk features.
+
+The output shards are the groups of the clip index. Each is committed on its own, its index last; a later attempt keeps what is
+committed, removes what is not, and writes the rest with the same bytes. Not covered: the Ray Data plan (`data/encoding.py`).
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+
+from pydantic import Field
+
+from kinetok.infra.artifact import MANIFEST, Counts
+from kinetok.infra.errors import ContractError, DataError, QuarantineLimit
+from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
+
+if TYPE_CHECKING:
+    from kinetok.pipelines.data.clip_index import ClipIndex
+    from kinetok.pipelines.data.encoding import Committed, Encoding
+    from kinetok.pipelines.data.token_shards import Line
+    from kinetok.tokenizers.base import LowerStage, TokenSpec
+
+
+class Encode(Stage):
+    """Clips through a tokenizer into token or feature shards."""
+
+    kind: Literal["encode"] = "encode"
+    version: ClassVar[int] = 1
+    data: Annotated[Ref, Produces("clips")]
+    """The clips to encode."""
+    model: Annotated[Ref, Produces("train", "model")]
+    """The tokenizer."""
+    content: Literal["tokens", "features"] = "tokens"
+    """What to keep: tokens, or the trunk features that a grown stage is trained from."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Type the numbers are stored in; integer tokens stay integers."""
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """More quarantined clips than this fraction fail the stage."""
+
+    def run(self, ctx: StageContext) -> StageResult:
+        """Encode the shards that are not committed yet, then write the manifest."""
+        from kinetok.infra.launch import start_ray
+        from kinetok.pipelines.data.clip_index import ClipIndex
+        from kinetok.pipelines.data.encoding import Encoding, open_model
+
+        index = ClipIndex.open(ctx.input("data"))
+        model = partial(open_model, ctx.input("model").folder / "model")
+        encoding = Encoding(model, self.content, self.dtype, index.recipe, ctx.resources)
+        start_ray()
+        return encode(ctx, index, encoding, self.max_bad_fraction)
+
+
+def encode(ctx: StageContext, index: "ClipIndex", encoding: "Encoding", max_bad_fraction: float) -> StageResult:
+    """Commit every shard that is not there yet, count, and write the manifest."""
+    from kinetok.pipelines.data.encoding import encode_shards
+    from kinetok.pipelines.data.token_shards import resume
+
+    if not len(index):
+        raise DataError(f"{ctx.input('data').name} holds no clips to encode: look at its filters and its quarantine")
+    _stamp(ctx, _stored_spec(encoding))
+    lines = resume(ctx.out)
+    due = [shard for shard in range(len(index.shards)) if shard not in lines]
+    finished: list[Committed] = []
+    began = time.perf_counter()
+    for shard in encode_shards(index, due, encoding, ctx.out) if due else ():
+        lines[shard.number] = shard.lines
+        finished.append(shard)
+        counts = _counts(lines.values())
+        ctx.progress(done=counts.input, total=len(index), unit="clips", quarantined=counts.quarantined)
+        _check_limit(ctx, counts.quarantined, len(index), max_bad_fraction)
+    counts = _counts(lines.values())
+    _check_limit(ctx, counts.quarantined, len(index), max_bad_fraction)
+    ctx.out.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for number in sorted(lines) for line in lines[number]))
+    return StageResult(_speed(finished, time.perf_counter() - began), counts)
+
+
+def _stored_spec(encoding: "Encoding") -> "TokenSpec":
+    """The model's spec, with what is stored, in which type, and how the pixels were made."""
+    model = encoding.open_model()
+    spec = model.spec()
+    changes: dict[str, object] = {"content": encoding.content, "recipe": encoding.recipe}
+    if encoding.content == "features":
+        changes["channels"] = cast("LowerStage", model).feature_channels
+    if encoding.content == "features" or spec.vocabulary is None:
+        changes["dtype"] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[encoding.dtype]
+    return spec.model_copy(update=changes)
+
+
+def _stamp(ctx: StageContext, spec: "TokenSpec") -> None:
+    """Write `spec.json`; raises ContractError where an earlier attempt was made with another model."""
+    from kinetok.pipelines.data.token_shards import SPEC_FILE
+    from kinetok.tokenizers.base import TokenSpec
+
+    if not ctx.out.exists(SPEC_FILE):
+        ctx.out.write_text(SPEC_FILE, spec.model_dump_json(indent=1))
+        return
+    difference = TokenSpec.model_validate_json(ctx.out.read_bytes(SPEC_FILE)).difference(spec)
+    if difference is not None:
+        raise ContractError(f"{ctx.out} holds shards of another model: {difference} (there, now); run with --force to encode again")
+
+
+def _counts(shards: "Iterable[list[Line]]") -> Counts:
+    """Clips in and out, re-added from manifest lines."""
+    found = {"index": 0, "quarantine": 0}
+    for line in (line for lines in shards for line in lines):
+        folder = str(line["path"]).partition("/")[0]
+        if folder in found:
+            found[folder] += int(str(line["count"]))
+    return Counts(input=sum(found.values()), written=found["index"], quarantined=found["quarantine"])
+
+
+def _check_limit(ctx: StageContext, bad: int, clips: int, max_bad_fraction: float) -> None:
+    """Raise QuarantineLimit with the reasons once more clips failed than the stage allows."""
+    from kinetok.pipelines.data.token_shards import quarantine_reasons
+
+    if bad <= max_bad_fraction * clips:
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in quarantine_reasons(ctx.out).most_common())
+    raise QuarantineLimit(
+        f"stage {ctx.name}: {bad} of {clips} clips could not be encoded ({reasons}), more than max_bad_fraction={max_bad_fraction:g}; "
+        f"see `kinetok quarantine {ctx.name}`, repair the source or raise the limit"
+    )
+
+
+def _speed(finished: "list[Committed]", seconds: float) -> dict[str, float]:
+    """Rates of this attempt: end to end, and of decoding and the model each by itself; empty where nothing was left to do."""
+    clips = sum(shard.clips for shard in finished)
+    if not clips:
+        return {}
+    return {
+        "clips_per_second": clips / seconds,
+        "decode_clips_per_second_per_core": clips / sum(shard.decode_seconds for shard in finished),
+        "model_clips_per_second_per_actor": clips / sum(shard.encode_seconds for shard in finished),
+    }

@@ -1,0 +1,163 @@
+"""encode: what comes out is what the model says, whatever was killed on the way."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kinetok.infra.artifact import Artifact, Counts, Record
+from kinetok.infra.errors import ContractError, QuarantineLimit
+from kinetok.infra.stage import Resources
+from kinetok.infra.storage import Folder
+from kinetok.pipelines.data.clip_index import ClipIndex
+from kinetok.pipelines.data.token_shards import TokenShards
+from kinetok.tokenizers.base import DecodeRecipe
+
+SCRIPT = Path(__file__).with_name("tiny.py")
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def tiny(ray_cluster: None) -> Iterator[ModuleType]:
+    """The helper module, pickled by value to the workers."""
+    from ray import cloudpickle
+
+    spec = importlib.util.spec_from_file_location("tiny", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tiny"] = module
+    spec.loader.exec_module(module)
+    cloudpickle.register_pickle_by_value(module)
+    yield module
+    cloudpickle.unregister_pickle_by_value(module)
+    del sys.modules["tiny"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def opened(folder: Path) -> TokenShards:
+    record = Record(kind="encode", name="tokens", key="0" * 16, version=1, config={}, digest="", started="", seconds=0)
+    return TokenShards.open(Artifact(Folder(str(folder)), record))
+
+
+def test_tokens_are_what_the_model_says_of_the_clips(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
+    clips = make_clips(5, windows=3, shard_clips=4, bad=(2,))
+    result = tiny.run_encode(clips, tmp_path / "out")
+    assert result.counts == Counts(input=15, written=12, quarantined=3)
+    assert set(result.metrics) == {"clips_per_second", "decode_clips_per_second_per_core", "model_clips_per_second_per_actor"}
+    index, shards = ClipIndex.open(clips), opened(tmp_path / "out")
+    assert shards.spec.recipe == index.recipe and shards.spec.content == "tokens" and shards.spec.dtype == "float32"
+    model = tiny.Tiny().eval()
+    for row, clip in enumerate(index.rows["id"].to_pylist()):
+        if clip.startswith("video-002"):
+            assert clip not in shards.rows["id"].to_pylist()
+            continue
+        video_BCTHW = torch.from_numpy(index.read_clip(row)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        with torch.inference_mode():
+            torch.testing.assert_close(shards.get(clip)["tokens"], model.encode(video_BCTHW).values[0])
+
+
+def test_features_are_stored_in_the_type_asked_for(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
+    clips = make_clips(2)
+    tiny.run_encode(clips, tmp_path / "out", content="features", dtype="bf16")
+    shards = opened(tmp_path / "out")
+    sample = shards.read(0)
+    assert shards.spec.channels == 6 and shards.spec.dtype == "bfloat16"
+    assert {name: tensor.dtype for name, tensor in sample.items()} == {"full": torch.bfloat16, "key": torch.bfloat16}
+
+
+def test_decoding_is_not_fused_into_the_model_actors(tiny: ModuleType, make_clips: Any) -> None:
+    from kinetok.pipelines.data.encoding import Encoding, cut_units, plan
+
+    index = ClipIndex.open(make_clips(4))
+    resources = Resources(workers=1, cpus=1, decoders=1, batch_size=2)
+    encoding = Encoding(tiny.Tiny, "tokens", "fp32", index.recipe, resources)
+    dataset = plan(index, cut_units(0, index.shards[0], 2), encoding)
+    assert [bundle.num_rows() for bundle in dataset.iter_internal_ref_bundles()] == [2, 2]
+    ran = re.findall(r"Operator \d+ (\S+):", dataset.stats())
+    assert ran == ["FromItems", "MapBatches(decode_unit)", "MapBatches(Encoder)"]
+
+
+class DeadlyRecipe(DecodeRecipe):
+    """Kills the first worker that decodes with it."""
+
+    driver: int
+    marker: str
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        if os.getpid() != self.driver and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return DecodeRecipe(**super().model_dump(include={"fps", "frames", "height", "width"})).model_dump(**options)
+
+
+def test_killing_an_actor_or_a_decode_task_changes_nothing(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    clips = make_clips(6, windows=2, shard_clips=3)
+    tiny.run_encode(clips, tmp_path / "calm")
+    tiny.run_encode(clips, tmp_path / "actor", fault=tiny.Fault(tmp_path / "passes", at=2))
+    assert len(list((tmp_path / "passes").iterdir())) > 6, "the actor was not killed"
+    recipe = DeadlyRecipe(**ClipIndex.open(clips).recipe.model_dump(), driver=os.getpid(), marker=str(tmp_path / "killed"))
+    tiny.run_encode(clips, tmp_path / "decoder", recipe=recipe)
+    assert (tmp_path / "killed").exists()
+    calm = contents(tmp_path / "calm")
+    assert contents(tmp_path / "actor") == calm
+    assert contents(tmp_path / "decoder") == calm
+
+
+def test_a_killed_driver_loses_nothing(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
+    clips = make_clips(8, windows=2, shard_clips=4)
+    tiny.run_encode(clips, tmp_path / "calm")
+    out = tmp_path / "out"
+    command = [sys.executable, str(SCRIPT), str(clips.folder), str(out), str(tmp_path / "passes")]
+    assert subprocess.run(command, check=False, env={**os.environ, "RAY_ADDRESS": ""}).returncode == -signal.SIGKILL
+    committed = {name: data for name, data in contents(out).items() if name.startswith("index/")}
+    assert 0 < len(committed) < 4 and not (out / "manifest.jsonl").exists()
+    times = {name: (out / name).stat().st_mtime_ns for name in committed}
+    (out / "shards" / "000003.tar").write_bytes(b"half a shard")
+    result = tiny.run_encode(clips, out)
+    assert result.counts == Counts(input=16, written=16)
+    assert contents(out) == contents(tmp_path / "calm")
+    assert times == {name: (out / name).stat().st_mtime_ns for name in committed}, "committed shards were written again"
+
+
+def test_too_many_bad_clips_fail_the_stage_with_their_reasons(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
+    clips = make_clips(4, bad=(1, 2))
+    with pytest.raises(QuarantineLimit, match=r"of 8 clips could not be encoded \(.* unreadable"):
+        tiny.run_encode(clips, tmp_path / "out", bad=0.3)
+
+
+def test_an_attempt_with_another_model_is_refused(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
+    clips = make_clips(2)
+    tiny.run_encode(clips, tmp_path / "out")
+    with pytest.raises(ContractError, match="dtype: float32, float16"):
+        tiny.run_encode(clips, tmp_path / "out", dtype="fp16")
+
+
+def test_not_finite_output_is_quarantined(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
+    class Broken(tiny.Tiny):  # type: ignore[misc,name-defined]
+        def encode(self, video_BCTHW: torch.Tensor) -> Any:
+            tokens = super().encode(video_BCTHW)
+            tokens.values[0] = torch.nan
+            return tokens
+
+    from kinetok.pipelines.data.encoding import Encoder, Encoding
+
+    index = ClipIndex.open(make_clips(1))
+    encoder = Encoder(Encoding(Broken, "tokens", "fp32", index.recipe, Resources(batch_size=2)))
+    bad, good = encoder.encode(np.stack([index.read_clip(0), index.read_clip(1)]))
+    assert bad.reason == "model_failed" and isinstance(good, bytes)
