@@ -14,7 +14,7 @@ LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 @dataclass(frozen=True)
 class Posterior:
-    """N(mean, exp(log_variance)) for each latent number, float32, both (B, Z, t, h, w)."""
+    """N(mean, exp(log_variance)) for each latent number, both (B, Z, t, h, w), at least float32."""
 
     mean_BZthw: Tensor
     log_variance_BZthw: Tensor
@@ -39,11 +39,12 @@ class LatentHeads(nn.Module):
         self.from_latent = nn.Conv3d(z, width, 1)
 
     def posterior(self, features_BDthw: Tensor) -> Posterior:
-        mean, log_variance = self.to_posterior(features_BDthw).float().chunk(2, dim=1)
+        moments = self.to_posterior(features_BDthw)
+        mean, log_variance = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=1)
         return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
 
     def decoder_features(self, latent_BZthw: Tensor) -> Tensor:
-        features_BDthw: Tensor = self.from_latent(latent_BZthw)
+        features_BDthw: Tensor = self.from_latent(latent_BZthw.to(self.from_latent.weight.dtype))
         return features_BDthw
 
 

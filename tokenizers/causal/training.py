@@ -67,6 +67,11 @@ class RungTrainable:
         l1_B = (output_BCTHW - video_BCTHW).abs().flatten(1).mean(1)
         return {"psnr": clip_psnr(output_BCTHW, video_BCTHW), "l1": l1_B, "kl": posterior.kl()}
 
+    def digest(self, module: nn.Module) -> str:
+        """Digest of a frozen rung: the `weights` that its token and feature shards carry."""
+        assert isinstance(module, Rung)
+        return module.digest()
+
     def export(self, folder: Path) -> None:
         """Save the model, its frozen rungs included."""
         self.model.save_pretrained(folder)

@@ -1,0 +1,108 @@
+"""Layers against plain formulas, and their causality."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kinetok.tokenizers.causal.layers import (
+    CausalConv3d,
+    FrameNorm,
+    ResBlock,
+    Upsample,
+    depth_to_space,
+    pad_frames,
+    repeat_frames,
+    space_to_depth,
+)
+
+
+def test_rms_norm_equals_its_formula_frame_by_frame() -> None:
+    x = torch.randn(2, 6, 3, 4, 5, dtype=torch.float64)
+    norm = FrameNorm(6, groups=2).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    for clip in range(2):
+        for group in range(2):
+            channels = slice(3 * group, 3 * group + 3)
+            for frame in range(3):
+                values = x[clip, channels, frame]
+                expected = values / values.square().mean().add(1e-6).sqrt()
+                expected = expected * norm.weight[channels].view(-1, 1, 1) + norm.bias[channels].view(-1, 1, 1)
+                torch.testing.assert_close(norm(x)[clip, channels, frame], expected)
+
+
+def test_group_kind_is_torchs_group_norm_of_each_frame() -> None:
+    x = torch.randn(2, 6, 3, 4, 5) + 1
+    norm = FrameNorm(6, groups=2, kind="group")
+    for frame in range(3):
+        torch.testing.assert_close(norm(x)[:, :, frame], F.group_norm(x[:, :, frame], 2, eps=1e-6))
+
+
+def test_rms_norm_keeps_the_mean_that_group_norm_removes() -> None:
+    x = torch.full((1, 4, 1, 2, 2), 3.0)
+    torch.testing.assert_close(FrameNorm(4, groups=1)(x), torch.ones_like(x))
+    torch.testing.assert_close(FrameNorm(4, groups=1, kind="group")(x), torch.zeros_like(x))
+
+
+def test_norm_statistics_survive_half_precision() -> None:
+    x = torch.full((1, 4, 1, 16, 16), 300.0, dtype=torch.float16)  # squares overflow float16
+    y = FrameNorm(4, groups=1)(x)
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y, torch.ones_like(y), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])
+def test_convolution_sees_the_past_and_the_present_only(stride: tuple[int, int, int]) -> None:
+    conv = CausalConv3d(2, 3, stride=stride).double()
+    x = torch.randn(1, 2, 9, 4, 4, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, :, 4] += 1
+    moved = (conv(x) != conv(changed)).flatten(3).any(3).any(1).squeeze(0)
+    first, last = (4, 6) if stride[0] == 1 else (2, 3)
+    assert moved.nonzero().flatten().tolist() == list(range(first, last + 1))
+
+
+@pytest.mark.parametrize("frames", [1, 3, 5])
+def test_upsample_gives_one_frame_for_the_first_step_and_two_for_each_further_one(frames: int) -> None:
+    assert Upsample(4, 2, time=2, space=2)(torch.randn(1, 4, frames, 3, 3)).shape == (1, 2, 2 * frames - 1, 6, 6)
+    assert Upsample(4, 2, time=1, space=2)(torch.randn(1, 4, frames, 3, 3)).shape == (1, 2, frames, 6, 6)
+
+
+def test_upsample_is_causal() -> None:
+    up = Upsample(2, 2, time=2, space=1)
+    x = torch.randn(1, 2, 5, 4, 4)
+    changed = x.clone()
+    changed[:, :, 3:] += 1
+    assert torch.equal(up(x)[:, :, :5], up(changed)[:, :, :5])
+    assert not torch.equal(up(x)[:, :, 5], up(changed)[:, :, 5])
+
+
+def test_depth_to_space_agrees_with_pixel_shuffle_and_space_to_depth_undoes_it() -> None:
+    x = torch.randn(2, 12, 3, 4, 4)
+    y = depth_to_space(x, time=1, space=2)
+    # pixel_shuffle counts channels before offsets, we count offsets first
+    ours_as_theirs = x[:, :, 0].view(2, 4, 3, 4, 4).transpose(1, 2).flatten(1, 2)
+    torch.testing.assert_close(y[:, :, 0], F.pixel_shuffle(ours_as_theirs, 2))
+    assert torch.equal(space_to_depth(y, space=2), x)
+
+
+def test_temporal_depth_to_space_interleaves_steps() -> None:
+    early, late = torch.zeros(1, 2, 3, 1, 1), torch.ones(1, 2, 3, 1, 1)
+    y = depth_to_space(torch.cat([early, late], dim=1), time=2, space=1)
+    assert y[0, 0, :, 0, 0].tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(("frames", "padded"), [(1, 1), (2, 5), (5, 5), (6, 9), (17, 17)])
+def test_padding_repeats_the_last_frame_up_to_the_next_legal_length(frames: int, padded: int) -> None:
+    x = torch.arange(frames, dtype=torch.float32).view(1, 1, -1, 1, 1)
+    y = pad_frames(x, 4)
+    assert y.flatten().tolist() == [min(frame, frames - 1) for frame in range(padded)]
+
+
+def test_repeated_frames_stand_at_the_two_fine_steps_they_cover() -> None:
+    assert repeat_frames(torch.arange(4).view(1, 1, 4, 1, 1)).flatten().tolist() == [0, 1, 1, 2, 2, 3, 3]
+
+
+def test_block_changes_width_only_where_asked() -> None:
+    assert isinstance(ResBlock(4, 4, 2).short, torch.nn.Identity)
+    assert ResBlock(4, 8, 2)(torch.randn(1, 4, 2, 3, 3)).shape == (1, 8, 2, 3, 3)
