@@ -52,7 +52,7 @@ def whole(piece: Tensor, parameter: nn.Parameter) -> Tensor:
     if not hasattr(parameter, "ds_tensor"):
         return piece
     flat = piece.new_empty(piece.numel() * distributed.get_world_size())
-    distributed.all_gather_into_tensor(flat, piece.contiguous())
+    distributed.all_gather_single(flat, piece.contiguous())
     shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]
     return flat[: shape.numel()].view(shape)
 
