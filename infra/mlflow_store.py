@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -98,6 +99,29 @@ def experiment_id(client: "MlflowClient", store: Store, uri: str, name: str) -> 
         if found is None:
             raise
         return str(found.experiment_id)
+
+
+@contextlib.contextmanager
+def registered_files(store: Store, address: str) -> Iterator[Path]:
+    """A local folder with the files of `models:/name@alias` or `models:/name/version`, for the length of the block."""
+    uri = resolve(store, None)
+    name, alias, version = _parse_address(address)
+    with tempfile.TemporaryDirectory(prefix="kinetok-") as scratch:
+        with connect(store, uri) as client:
+            from mlflow.artifacts import download_artifacts
+
+            found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+            local = Path(download_artifacts(artifact_uri=str(found.source), dst_path=scratch, tracking_uri=uri))
+        yield local
+
+
+def _parse_address(address: str) -> tuple[str, str, str]:
+    """(name, alias, version) of a registry address; one of the last two is empty."""
+    name, at, alias = address.removeprefix("models:/").partition("@")
+    name, _, version = name.partition("/") if not at else (name, "", "")
+    if not name or not (alias or version):
+        raise ConfigError(f"{address!r} is no model address: write models:/name@alias or models:/name/version")
+    return name, alias, version
 
 
 def ui(store: Store, uri: str | None, port: int) -> NoReturn:

@@ -1,0 +1,211 @@
+"""The figures of `evaluate`: every rung of a ladder of tokenizers, and the two baselines it has to beat, on the same clips.
+
+A rung turns a video into tokens as they would be stored and back. PSNR is per clip, from one mean squared error over the whole clip,
+pixels in [-1, 1] (range 2), at most `PSNR_CAP`; a total is the mean over clips. Tokens per second are cells of the latent grid (or
+places of a sequence) per second of video; bits per second are stored numbers times the bits of their type.
+Legend: B clips, C channels, T H W pixels. Not covered: pictures (`panel.py`), perceptual and distribution metrics.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kinetok.infra.stage import Resources
+from kinetok.pipelines.data.clip_index import ClipIndex
+from kinetok.pipelines.data.reasons import BadVideo
+from kinetok.tokenizers.base import Tokenizer, Tokens, TokenSpec
+from kinetok.tokenizers.metrics import clip_psnr, clip_ssim, mean_frame
+
+PSNR_CAP = 100.0
+"""dB; a perfect copy has no finite PSNR."""
+STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+CLIP_MEAN, DATA_MEAN = "clip mean frame", "data-set mean frame"
+
+
+@dataclass
+class Cost:
+    """What a rung's tokens cost: totals over the clips it has seen."""
+
+    tokens: int = 0
+    bits: int = 0
+    frames: int = 0
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    latent: tuple[int, ...] = ()
+    """Shape of one clip's tokens, without the batch."""
+
+
+class Rung(Protocol):
+    """One line of the table."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def cost(self) -> Cost | None:
+        """None for baselines, which have no tokens."""
+
+    def __call__(self, video_BCTHW: Tensor) -> Tensor:
+        """The reconstruction, on the CPU, in [-1, 1]."""
+
+
+class ModelRung:
+    """A tokenizer; its tokens are rounded to the type they are stored in before they are decoded."""
+
+    def __init__(self, name: str, model: Tokenizer, stored: Precision, resources: Resources) -> None:
+        self.name = name
+        self.device = torch.device("cuda" if resources.gpus and torch.cuda.is_available() else "cpu")
+        self.model = model.to(self.device).eval()
+        self.spec: TokenSpec = model.spec()
+        self.stored = STORED[stored]
+        self.arithmetic = STORED[resources.dtype]
+        self.cost = Cost()
+
+    @torch.no_grad()
+    def __call__(self, video_BCTHW: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, dtype=self.arithmetic, enabled=self.arithmetic != torch.float32):
+            video = video_BCTHW.to(self.device)
+            with self._timed("encode_seconds"):
+                tokens = self.model.encode(video)
+            stored = self._store(tokens.values)
+            with self._timed("decode_seconds"):
+                restored = self.model.decode(Tokens(stored.to(tokens.values.dtype), tokens.frames))
+        self.cost.frames += video.shape[0] * video.shape[2]
+        return restored.float().cpu().clamp(-1, 1)
+
+    def _store(self, values: Tensor) -> Tensor:
+        """The tokens as a shard would hold them; adds what they cost."""
+        kept = values.to(self.stored) if values.is_floating_point() else values
+        bits = kept.element_size() * 8 if self.spec.vocabulary is None else math.ceil(math.log2(self.spec.vocabulary))
+        cells = kept.shape[2:] if self.spec.layout == "grid" else kept.shape[1:2]
+        self.cost.tokens += kept.shape[0] * math.prod(cells)
+        self.cost.bits += kept.numel() * bits
+        self.cost.latent = tuple(kept.shape[1:])
+        return kept
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        setattr(self.cost, name, getattr(self.cost, name) + time.perf_counter() - began)
+
+
+class ClipMean:
+    """Baseline: each clip's own mean frame, standing still."""
+
+    name = CLIP_MEAN
+    cost = None
+
+    def __call__(self, video_BCTHW: Tensor) -> Tensor:
+        return mean_frame(video_BCTHW)
+
+
+@dataclass
+class DataMean:
+    """Baseline: one mean frame (C, H, W) of all clips, standing still."""
+
+    frame_CHW: Tensor
+    name: str = DATA_MEAN
+    cost: None = None
+
+    def __call__(self, video_BCTHW: Tensor) -> Tensor:
+        return self.frame_CHW[None, :, None].expand_as(video_BCTHW)
+
+
+@dataclass(frozen=True)
+class ClipFigures:
+    """One clip under one rung."""
+
+    row: int
+    psnr: float
+    ssim: float
+
+
+@dataclass
+class Clips:
+    """The clips to evaluate on: rows of an index, read in batches; rows whose source no longer decodes are set aside in `bad`."""
+
+    index: ClipIndex
+    rows: list[int]
+    batch_size: int
+    bad: dict[int, BadVideo] = field(default_factory=dict)
+
+    def batches(self) -> Iterator[tuple[list[int], Tensor]]:
+        """(rows, video_BCTHW in [-1, 1])."""
+        good = [row for row in self.rows if row not in self.bad]
+        for start in range(0, len(good), self.batch_size):
+            read = [(row, video) for row in good[start : start + self.batch_size] if (video := self.read(row)) is not None]
+            if read:
+                yield [row for row, _ in read], torch.stack([video for _, video in read])
+
+    def read(self, row: int) -> Tensor | None:
+        """One clip (C, T, H, W) in [-1, 1], None where it cannot be read."""
+        try:
+            pixels_THWC = self.index.read_clip(row)
+        except BadVideo as error:
+            self.bad[row] = error
+            return None
+        return torch.from_numpy(pixels_THWC).permute(3, 0, 1, 2).float() / 127.5 - 1
+
+
+def choose(index: ClipIndex, split: str, limit: int | None, seed: int) -> list[int]:
+    """Rows of the split, at most `limit`, drawn by `seed`, in the order of the index."""
+    rows: NDArray[np.int64] = np.flatnonzero(np.asarray(index.rows["split"].to_pylist()) == split)
+    if limit is not None and limit < len(rows):
+        rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
+    return [int(row) for row in rows]
+
+
+def average_frame(clips: Clips) -> Tensor:
+    """Mean frame (C, H, W) over all frames of all clips."""
+    total, count = torch.zeros(()), 0
+    for rows, video_BCTHW in clips.batches():
+        total = total + video_BCTHW.mean(2).sum(0)
+        count += len(rows)
+    return total / max(count, 1)
+
+
+def measure(rung: Rung, clips: Clips) -> Iterable[ClipFigures]:
+    """Figures of every clip; adds to the rung's cost on the way."""
+    for rows, video_BCTHW in clips.batches():
+        restored_BCTHW = rung(video_BCTHW)
+        psnr_B = clip_psnr(restored_BCTHW, video_BCTHW).clamp(max=PSNR_CAP)
+        ssim_B = clip_ssim(restored_BCTHW, video_BCTHW)
+        yield from (ClipFigures(row, float(p), float(s)) for row, p, s in zip(rows, psnr_B, ssim_B, strict=True))
+
+
+def summary(rung: Rung, figures: Sequence[ClipFigures], fps: float) -> dict[str, object]:
+    """One line of the ladder table, JSON-ready."""
+    line: dict[str, object] = {
+        "name": rung.name,
+        "psnr": math.fsum(clip.psnr for clip in figures) / len(figures),
+        "ssim": math.fsum(clip.ssim for clip in figures) / len(figures),
+        "baseline": rung.cost is None,
+    }
+    if not isinstance(rung, ModelRung):
+        return line
+    cost, seconds = rung.cost, rung.cost.frames / fps
+    return {
+        **line,
+        "tokenizer": rung.spec.tokenizer,
+        "weights": rung.spec.weights,
+        "temporal": rung.spec.temporal,
+        "spatial": rung.spec.spatial,
+        "latent": list(cost.latent),
+        "parameters": sum(parameter.numel() for parameter in rung.model.parameters()),
+        "tokens_per_second": cost.tokens / seconds,
+        "bits_per_second": cost.bits / seconds,
+        "encode_frames_per_second": cost.frames / cost.encode_seconds,
+        "decode_frames_per_second": cost.frames / cost.decode_seconds,
+    }

@@ -1,0 +1,160 @@
+"""`evaluate`: how well each tokenizer of a ladder reconstructs held-out clips, and at what price, beside two baselines.
+
+Output: `table.json` (the ladder), `clips.parquet` (each clip under each rung), `panel/` (original, reconstruction and error map of a
+fixed panel and of each rung's worst clips) with `panel.json`. Runs in the driver's process, on its GPU where `resources.gpus` asks for
+one. Not covered: how the figures are computed (`report/ladder.py`).
+"""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, StrictInt
+
+from kinetok.infra.artifact import Counts
+from kinetok.infra.errors import DataError
+from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
+
+if TYPE_CHECKING:
+    from kinetok.pipelines.report.ladder import ClipFigures, Clips, Rung
+
+Figures = Mapping[str, "list[ClipFigures]"]
+"""Per rung, one entry for each clip."""
+
+
+class Evaluate(Stage):
+    """Reconstruction quality and cost of tokenizers, in one table."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    version: ClassVar[int] = 1
+    data: Annotated[Ref, Produces("clips")]
+    """The clips; the ladder is measured on one split of them."""
+    models: Annotated[tuple[Ref, ...], Produces("train"), Field(min_length=1)]
+    """The rungs, lowest first."""
+    split: Literal["train", "val"] = "val"
+    max_clips: Annotated[StrictInt, Field(ge=1)] | None = None
+    """Evaluate on so many clips, drawn by `seed`; None takes all."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Type continuous tokens are stored in; they are rounded to it before they are decoded."""
+    panel: Annotated[StrictInt, Field(ge=0)] = 4
+    """Clips of the fixed panel, the same for every rung."""
+    worst: Annotated[StrictInt, Field(ge=0)] = 2
+    """Clips with the lowest PSNR shown for each rung."""
+    seed: StrictInt = 0
+
+    def run(self, ctx: StageContext) -> StageResult:
+        from kinetok.pipelines.data.clip_index import ClipIndex
+        from kinetok.pipelines.models import model_folder, open_model
+        from kinetok.pipelines.report.ladder import ClipMean, Clips, DataMean, ModelRung, average_frame, choose
+
+        index = ClipIndex.open(ctx.input("data"))
+        clips = Clips(index, choose(index, self.split, self.max_clips, self.seed), ctx.resources.batch_size)
+        if not clips.rows:
+            raise DataError(f"{ctx.input('data').name} has no {self.split} clips: raise val_fraction, or use more source videos")
+        with _threads(ctx.resources.cpus):
+            average = average_frame(clips)
+            if len(clips.bad) == len(clips.rows):
+                raise DataError(f"none of {len(clips.rows)} clips can be read any more: {next(iter(clips.bad.values()))}")
+            models = [ModelRung(a.name, open_model(model_folder(a)), self.dtype, ctx.resources) for a in ctx.several("models")]
+            rungs: list[Rung] = [DataMean(average), ClipMean(), *models]
+            figures = {rung.name: list(_measured(ctx, rung, clips)) for rung in rungs}
+            result = self._write_table(ctx, rungs, clips, figures)
+            self._write_panel(ctx, models, clips, figures)
+        return result
+
+    def _write_table(self, ctx: StageContext, rungs: "Sequence[Rung]", clips: "Clips", figures: Figures) -> StageResult:
+        """`table.json`, `clips.parquet` and, where clips could not be read, `quarantine/`."""
+        from kinetok.pipelines.report.ladder import summary
+
+        index = clips.index
+        ladder = [summary(rung, figures[rung.name], index.fps) for rung in rungs]
+        table = {
+            "split": self.split,
+            "clips": len(figures[rungs[0].name]),
+            "stored": self.dtype,
+            "recipe": index.recipe.model_dump(),
+            "ladder": ladder,
+        }
+        ctx.out.write_text("table.json", json.dumps(table, indent=1))
+        _write_parquet(ctx, "clips.parquet", [row for rung in rungs for row in _clip_rows(clips, rung.name, figures[rung.name])])
+        if clips.bad:
+            _write_parquet(ctx, "quarantine/000000.parquet", _bad_rows(clips))
+        metrics = {f"{line['name']}/{name}": float(str(line[name])) for line in ladder for name in ("psnr", "ssim")}
+        bad = len(clips.bad)
+        return StageResult(metrics, Counts(input=len(clips.rows), written=len(clips.rows) - bad, quarantined=bad))
+
+    def _write_panel(self, ctx: StageContext, models: "Sequence[Rung]", clips: "Clips", figures: Figures) -> None:
+        """Videos of the panel and the worst clips of every rung, and `panel.json` naming them in order."""
+        shown = []
+        for rung in models:
+            by_row = {clip.row: clip for clip in figures[rung.name]}
+            for number, (role, row) in enumerate(self._chosen(list(by_row.values()))):
+                ctx.check()
+                name = f"panel/{rung.name}-{number:02d}.mp4"
+                ctx.out.write_bytes(name, _video(rung, clips, row))
+                about = clips.index.rows.slice(row, 1).select(["id", "caption"]).to_pylist()[0]
+                shown.append({"model": rung.name, "role": role, "file": name, "psnr": by_row[row].psnr, "ssim": by_row[row].ssim, **about})
+        ctx.out.write_text("panel.json", json.dumps(shown, indent=1))
+
+    def _chosen(self, figures: "list[ClipFigures]") -> Iterator[tuple[str, int]]:
+        """(role, row): the panel, drawn by the seed from clips in order, then the worst."""
+        import numpy as np
+
+        drawn = np.random.default_rng(self.seed).permutation(len(figures))[: self.panel]
+        yield from (("panel", figures[number].row) for number in sorted(drawn))
+        yield from (("worst", clip.row) for clip in sorted(figures, key=lambda clip: clip.psnr)[: self.worst])
+
+
+def _measured(ctx: StageContext, rung: "Rung", clips: "Clips") -> "Iterator[ClipFigures]":
+    """Figures of one rung, with progress and an open ear for a stop."""
+    from kinetok.pipelines.report.ladder import measure
+
+    for done, clip in enumerate(measure(rung, clips), start=1):
+        ctx.check()
+        ctx.progress(done=done, total=len(clips.rows), unit="clips", note=rung.name)
+        yield clip
+
+
+def _video(rung: "Rung", clips: "Clips", row: int) -> bytes:
+    from kinetok.pipelines.report.panel import mp4, triptych
+
+    video_CTHW = clips.read(row)
+    assert video_CTHW is not None, "rows with figures could be read"
+    return mp4(triptych(video_CTHW, rung(video_CTHW[None])[0]), clips.index.fps)
+
+
+def _clip_rows(clips: "Clips", name: str, figures: "list[ClipFigures]") -> list[dict[str, object]]:
+    about = clips.index.rows.select(["id", "video", "caption"]).take([clip.row for clip in figures]).to_pylist()
+    return [{"model": name, **row, "psnr": clip.psnr, "ssim": clip.ssim} for row, clip in zip(about, figures, strict=True)]
+
+
+def _bad_rows(clips: "Clips") -> list[dict[str, object]]:
+    about = clips.index.rows.select(["id", "shard"]).take(list(clips.bad)).to_pylist()
+    return [
+        {**row, "reason": str(bad.reason), "message": bad.message, "position": bad.position}
+        for row, bad in zip(about, clips.bad.values(), strict=True)
+    ]
+
+
+def _write_parquet(ctx: StageContext, name: str, rows: list[dict[str, object]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
+    ctx.out.write_bytes(name, buffer.getvalue())
+
+
+@contextmanager
+def _threads(cpus: float) -> Iterator[None]:
+    """Torch's intra-op threads for the block."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(cpus)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
