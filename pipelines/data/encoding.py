@@ -11,13 +11,11 @@ Legend: B clips, T H W C frames, rows, columns, colours.
 """
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -102,20 +100,6 @@ class Committed(NamedTuple):
     clips: int
     decode_seconds: float
     encode_seconds: float
-
-
-def open_model(folder: Folder) -> Tokenizer:
-    """The tokenizer saved in `folder`, in eval mode; copied from an object store to a temporary folder first."""
-    from kinetok.tokenizers.catalog import load
-
-    if folder.is_local:
-        return load(folder.local)
-    with tempfile.TemporaryDirectory() as copy:
-        for name in folder.files():
-            target = Path(copy, name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(folder.read_bytes(name))
-        return load(Path(copy))
 
 
 def cut_units(shard: int, rows: NDArray[np.int64], unit_clips: int) -> list[Unit]:

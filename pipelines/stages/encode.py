@@ -43,10 +43,11 @@ class Encode(Stage):
         """Encode the shards that are not committed yet, then write the manifest."""
         from kinetok.infra.launch import start_ray
         from kinetok.pipelines.data.clip_index import ClipIndex
-        from kinetok.pipelines.data.encoding import Encoding, open_model
+        from kinetok.pipelines.data.encoding import Encoding
+        from kinetok.pipelines.models import model_folder, open_model
 
         index = ClipIndex.open(ctx.input("data"))
-        model = partial(open_model, ctx.input("model").folder / "model")
+        model = partial(open_model, model_folder(ctx.input("model")))
         encoding = Encoding(model, self.content, self.dtype, index.recipe, ctx.resources)
         start_ray()
         return encode(ctx, index, encoding, self.max_bad_fraction)

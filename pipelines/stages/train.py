@@ -63,7 +63,7 @@ def build_trainable(model: TokenizerConfig, objective: ObjectiveConfig, lower: A
 
 
 def _open(lower: Artifact | None) -> "Tokenizer | None":
-    from kinetok.pipelines.data.encoding import open_model
+    from kinetok.pipelines.models import open_model
 
     return None if lower is None else open_model(lower.folder / "model")
 

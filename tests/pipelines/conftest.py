@@ -20,10 +20,17 @@ FPS, FRAMES, SIZE = 8, 5, 16
 MakeClips = Callable[..., Artifact]
 
 
-def record(kind: str, name: str, counts: Counts | None = None) -> Record:
-    return Record(
-        kind=kind, name=name, key="0" * 16, version=1, config={}, digest="", counts=counts or Counts(), started="2026-01-01", seconds=1.0
+def finish(folder: Folder, kind: str, counts: Counts) -> Artifact:
+    """Publish `folder` as an artifact named after its kind."""
+    return publish(
+        folder,
+        Record(kind=kind, name=kind, key="0" * 16, version=1, config={}, digest="", counts=counts, started="2026-01-01", seconds=1.0),
     )
+
+
+@pytest.fixture(name="finish")
+def finish_fixture() -> Callable[[Folder, str, Counts], Artifact]:
+    return finish
 
 
 def video_bytes(seed: int, windows: int) -> bytes:
@@ -77,6 +84,6 @@ def make_clips(tmp_path: Path) -> MakeClips:
         recipe = {"fps": float(FPS), "frames": FRAMES, "height": SIZE, "width": SIZE, "shard_clips": shard_clips}
         folder.write_text("clips.json", json.dumps(recipe))
         folder.write_bytes(part_name(0), part_bytes(rows))
-        return publish(folder, record("clips", "clips", Counts(input=len(rows), written=len(rows))))
+        return finish(folder, "clips", Counts(input=len(rows), written=len(rows)))
 
     return make
