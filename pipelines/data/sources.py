@@ -27,33 +27,30 @@ from kinetok.infra.fingerprint import canonical
 from kinetok.infra.storage import Folder
 
 VIDEO_EXTENSIONS = frozenset(
-    [
-        "mp4",
-        "m4v",
-        "mov",
-        "webm",
-        "mkv",
-        "avi",
-        "gif",
-        "mpg",
-        "mpeg",
-        "ts",
-        "flv",
-        "wmv",
-        "asf",
-        "ogv",
-        "3gp",
-        "3g2",
-        "mxf",
-        "y4m",
-        "ivf",
-        "obu",
-        "264",
-        "h264",
-        "265",
-        "h265",
-        "hevc",
-    ]
+    {
+        *(
+            "mp4",
+            "m4v",
+            "mov",
+            "webm",
+            "mkv",
+            "avi",
+            "gif",
+            "mpg",
+            "mpeg",
+            "ts",
+            "flv",
+            "wmv",
+            "asf",
+            "ogv",
+            "3gp",
+            "3g2",
+            "mxf",
+            "y4m",
+            "ivf",
+        ),
+        *("obu", "264", "h264", "265", "h265", "hevc"),
+    }
 )
 FOLDER_SHARD = 64
 """Files of a folder that are cut, committed and resumed together."""
@@ -132,6 +129,18 @@ def version_of(url: str) -> tuple[int, str]:
     """(bytes, version) of one file now; raises FileNotFoundError."""
     found = _source_file(Folder(_split(url)[0]).fs.info(url), "")
     return found.bytes, found.version
+
+
+def check_unchanged(shard: Shard) -> None:
+    """Raise DataError where a tar is not the one that was listed: offsets would point anywhere."""
+    if shard.kind == "folder":
+        return
+    try:
+        now = version_of(shard.url)
+    except FileNotFoundError as error:
+        raise DataError(f"{shard.url} is gone since it was listed; put it back, or run again: the source will be listed anew") from error
+    if now != (shard.bytes, shard.version):
+        raise DataError(f"{shard.url} changed since it was listed ({shard.bytes} bytes then, {now[0]} now); run again to list it anew")
 
 
 @contextlib.contextmanager
@@ -224,26 +233,10 @@ class SourcePlan:
         return [SourceVideo(**row) for row in rows]
 
 
-_SHARDS = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("name", pa.string()),
-        ("url", pa.string()),
-        ("kind", pa.string()),
-        ("bytes", pa.int64()),
-        ("version", pa.string()),
-    ]
-)
+_TEXT, _NUMBER = pa.string(), pa.int64()
+_SHARDS = pa.schema({"shard": pa.int32(), "name": _TEXT, "url": _TEXT, "kind": _TEXT, "bytes": _NUMBER, "version": _TEXT})
 _VIDEOS = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("member", pa.string()),
-        ("bytes", pa.int64()),
-        ("video", pa.string()),
-        ("caption", pa.string()),
-        ("group", pa.string()),
-        ("split", pa.string()),
-    ]
+    {"shard": pa.int32(), "member": _TEXT, "bytes": _NUMBER, "video": _TEXT, "caption": _TEXT, "group": _TEXT, "split": _TEXT}
 )
 
 

@@ -1,0 +1,72 @@
+"""Quarantined samples of an artifact: list them and sum them up by reason, whichever stage wrote them. Retrying is in `retry.py`."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.dataset
+
+from kinetok.infra.storage import Folder
+from kinetok.pipelines.data.reasons import Reason
+
+COLUMNS = ("id", "shard", "reason", "message", "position")
+"""Columns that every quarantine table has, whichever stage wrote it."""
+
+
+_MEANING = {str(reason): reason.doc for reason in Reason}
+
+
+@dataclass(frozen=True)
+class ReasonCount:
+    """How many samples share a reason, with a few of them."""
+
+    reason: str
+    meaning: str
+    count: int
+    examples: tuple[tuple[str, str], ...]
+    """(id, message)."""
+
+
+def rows(folder: Folder) -> list[dict[str, object]]:
+    """Every quarantined sample of an artifact's folder, with the columns `COLUMNS`."""
+    parts = _parts(folder, "quarantine")
+    if parts:
+        return _read(folder, parts, None)
+    return _read(folder, _parts(folder, "index"), pyarrow.dataset.field("decision") == "quarantined")
+
+
+def report(folder: Folder, *, examples: int = 3) -> list[ReasonCount]:
+    """Quarantined samples by reason, most frequent first."""
+    found = rows(folder)
+    by_reason = Counter(str(row["reason"]) for row in found)
+    return [
+        ReasonCount(
+            reason,
+            _MEANING[reason],
+            count,
+            tuple((str(row["id"]), str(row["message"])) for row in found if row["reason"] == reason)[:examples],
+        )
+        for reason, count in by_reason.most_common()
+    ]
+
+
+def summary(folder: Folder) -> str:
+    """`report` as lines of text."""
+    return "\n".join(
+        f"  {entry.count:6d} {entry.reason}: {entry.meaning}; first {entry.examples[0][0]}: {entry.examples[0][1]}"
+        for entry in report(folder, examples=1)
+    )
+
+
+def _parts(folder: Folder, under: str) -> list[str]:
+    if not folder.exists(under):
+        return []
+    return [folder.fs._strip_protocol(folder.path(name)) for name in folder.files(under) if name.endswith(".parquet")]
+
+
+def _read(folder: Folder, parts: list[str], chosen: pa.compute.Expression | None) -> list[dict[str, object]]:
+    if not parts:
+        return []
+    data = pyarrow.dataset.dataset(parts, format="parquet", filesystem=folder.fs)
+    found: list[dict[str, object]] = data.to_table(columns=list(COLUMNS), filter=chosen).to_pylist()
+    return found

@@ -1,0 +1,42 @@
+"""`scenes`: a data set made on the spot: drawn moving scenes with true captions, and the small embedded set of real clips, as tars."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, StrictInt
+
+from kinetok.infra.artifact import Counts
+from kinetok.infra.stage import Stage, StageContext, StageResult
+
+Count = Annotated[StrictInt, Field(ge=1)]
+
+
+class Scenes(Stage):
+    """`count` drawn videos of `seconds` at `fps`; the same fields give the same bytes."""
+
+    kind: Literal["scenes"] = "scenes"
+    version: ClassVar[int] = 1
+    count: Count = 96
+    seed: Annotated[StrictInt, Field(ge=0)] = 0
+    size: Annotated[StrictInt, Field(ge=32, multiple_of=2)] = 96
+    """Pixels of an edge."""
+    seconds: Annotated[float, Field(ge=0.5)] = 3.0
+    fps: Count = 16
+    real: bool = True
+    """Add the embedded real clips (freely licensed, see `pipelines/data/embedded`)."""
+    shard_videos: Count = 16
+    """Videos of one tar."""
+
+    def run(self, ctx: StageContext) -> StageResult:
+        from kinetok.pipelines.data.pack import pack
+        from kinetok.pipelines.data.scenes import EMBEDDED, SceneSet, write_scenes
+
+        def progress(done: int, total: int) -> None:
+            ctx.check()
+            ctx.progress(done=done, total=total, unit="videos")
+
+        shards = ctx.out / "shards"
+        drawn = SceneSet(count=self.count, seed=self.seed, frames=round(self.seconds * self.fps), size=self.size, fps=self.fps)
+        videos = write_scenes(drawn, shards, shard_videos=self.shard_videos, progress=progress).videos
+        if self.real:
+            videos += pack(str(EMBEDDED.parent), str(shards), csv=str(EMBEDDED), shard_videos=self.shard_videos, prefix="real").videos
+        return StageResult({"videos": float(videos)}, Counts(input=videos, written=videos))
