@@ -59,7 +59,11 @@ def read_saved(folder: Path) -> Saved:
 def restore(folder: Path, engines: Mapping[str, Engine], average: Average | None) -> None:
     """Load what `save` wrote, or what `converted` made of it, into engines and average. A collective."""
     for player, engine in engines.items():
+        decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
         path, _ = engine.load_checkpoint(str(folder / player), tag=TAG)
+        # Loading the universal format at ZeRO 3 gives every group the numbers of the first.
+        for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
         if path is None:
             raise TrainingError(f"{folder} holds no state of the player {player!r}: the model changed under a running job; use --force")
     if average is not None:
