@@ -6,6 +6,7 @@ Files that a stage writes in many pieces (token shards) are listed in its `manif
 Leases keep two runs from building the same artifact: see `Lease`. Not covered: what the files mean (pipelines).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pydantic import Field
 
@@ -72,6 +74,8 @@ class Record(Config):
     files: dict[str, FileInfo] = Field(default_factory=dict)
     digest: str
     """sha256 over the canonical listing of `files`; the manifest stands in for the pieces it lists."""
+    bytes: int = 0
+    """Size of all files, the pieces in the manifest included."""
     counts: Counts = Counts()
     metrics: dict[str, float | None] = Field(default_factory=dict)
     """Non-finite figures are stored as null."""
@@ -118,9 +122,9 @@ class Artifact:
     def problems(self) -> Iterator[str]:
         """Re-reads every file: yields one sentence per missing, torn, changed or unlisted file, and per unbalanced count."""
         listed = dict(self.record.files)
-        for line in self.manifest():
-            listed[str(line["path"])] = FileInfo(bytes=int(str(line["bytes"])), sha256=str(line["sha256"]))
         present = self.folder.files()
+        if MANIFEST in listed and MANIFEST in present:
+            listed |= _pieces(self.folder)
         for path, info in listed.items():
             if path not in present:
                 yield f"{path}: missing"
@@ -130,6 +134,8 @@ class Artifact:
                 yield f"{path}: content changed since it was recorded"
         for path in present.keys() - listed.keys() - {RECORD, LEASE}:
             yield f"{path}: not in the record"
+        if _digest(self.record.files) != self.record.digest:
+            yield f"{RECORD}: its digest is not that of the files it lists"
         if not self.record.counts.balanced:
             yield f"counts do not balance: {self.record.counts}"
 
@@ -165,13 +171,17 @@ class Store:
     def all(self) -> Iterator[Artifact]:
         """Every finished artifact."""
         for kind in self.root.folders():
-            for name in (self.root / kind).folders():
-                found = self.read(self.root / kind / name)
-                if found is not None:
-                    yield found
+            yield from self.of_kind(kind)
+
+    def of_kind(self, kind: str) -> Iterator[Artifact]:
+        """Every finished artifact of one kind."""
+        for name in (self.root / kind).folders():
+            found = self.read(self.root / kind / name)
+            if found is not None:
+                yield found
 
     def find(self, text: str) -> Artifact:
-        """The one artifact that `text` names: a folder path, `name-key`, a stage name, or the start of a key; the newest where a name has several."""
+        """The artifact that `text` names: a folder path, `name-key`, a stage name (the newest of that name), or the start of a key."""
         if os.sep in text:
             found = self.read(Folder(text))
             if found is None:
@@ -191,22 +201,41 @@ class Store:
 
 
 def publish(folder: Folder, record: Record) -> Artifact:
-    """Hash what is in `folder`, fill `files` and `digest`, and write the record last; the folder is an artifact afterwards."""
-    assert record.counts.balanced, f"counts do not balance: {record.counts}"
+    """Hash what is in `folder`, fill `files`, `bytes` and `digest`, and write the record last; the folder is an artifact afterwards.
+
+    Raises StoreError where the counts do not balance, or a piece that the manifest lists is missing or of another size.
+    """
+    if not record.counts.balanced:
+        raise StoreError(
+            f"the {record.kind} stage {record.name} lost or doubled samples: {record.counts}; input must equal the other three together"
+        )
     folder.remove(WORK)
     folder.sweep()
-    in_manifest: set[str] = set()
-    if folder.exists(MANIFEST):
-        in_manifest = {json.loads(line)["path"] for line in folder.read_text(MANIFEST).splitlines()}
+    present = folder.files()
+    pieces = _pieces(folder) if MANIFEST in present else {}
+    for path, info in pieces.items():
+        if present.get(path) != info.bytes:
+            raise StoreError(
+                f"{folder.path(path)}: the manifest says {info.bytes} bytes, there are {present.get(path, 'none')}; run the job again"
+            )
     files = {
         path: FileInfo(bytes=size, sha256=digest_of_file(folder, path))
-        for path, size in folder.files().items()
-        if path not in in_manifest and path not in (RECORD, LEASE)
+        for path, size in present.items()
+        if path not in pieces and path not in (RECORD, LEASE)
     }
-    digest = hashlib.sha256(canonical({path: info.sha256 for path, info in files.items()})).hexdigest()
-    finished = record.model_copy(update={"files": files, "digest": digest})
+    size = sum(info.bytes for info in (*files.values(), *pieces.values()))
+    finished = record.model_copy(update={"files": files, "bytes": size, "digest": _digest(files)})
     folder.write_text(RECORD, finished.model_dump_json(indent=1))
     return Artifact(folder, finished)
+
+
+def _pieces(folder: Folder) -> dict[str, FileInfo]:
+    lines = [json.loads(line) for line in folder.read_text(MANIFEST).splitlines()]
+    return {str(line["path"]): FileInfo(bytes=line["bytes"], sha256=line["sha256"]) for line in lines}
+
+
+def _digest(files: Mapping[str, FileInfo]) -> str:
+    return hashlib.sha256(canonical({path: info.sha256 for path, info in files.items()})).hexdigest()
 
 
 def digest_of_file(folder: Folder, name: str) -> str:
@@ -221,45 +250,58 @@ def digest_of_file(folder: Folder, name: str) -> str:
 class Lease:
     """The right to build one artifact: `lease.json` beside its files, renewed by a heartbeat thread.
 
-    Held as long as the process lives; another run waits, or takes over once `expires` has passed (a generation higher).
-    When the file no longer names this holder, `on_lost` is called once, and `release` leaves the new holder's file alone.
+    Held as long as the process lives; another run waits, or takes over once `expires` has passed (a generation higher). Clocks of the
+    machines must agree to a few seconds. A store that does not answer is asked again until the term has passed. When the lease is
+    lost, `on_lost` is called once, and `release` leaves the new holder's file alone.
     """
 
     def __init__(self, folder: Folder, *, seconds: float = 30.0, on_lost: Callable[[], None] | None = None) -> None:
         self.folder = folder
         self.seconds = seconds
         self.on_lost = on_lost
-        self.holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.lost = False
+        self.holder = f"{_place()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._generation = 0
+        self._expires = 0.0
         self._written: bytes | None = None
+        self._guard = threading.Lock()
         self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._beat, name=f"lease {folder}", daemon=True)
 
     def acquire(self) -> bool:
         """Take the lease if it is free, expired, or its holder is a dead process of this machine. Says whether it was taken."""
         current = self._current()
-        state = json.loads(current) if current else {"generation": 0, "expires": 0.0, "holder": ""}
-        if current and state["expires"] > time.time() and not _is_dead(str(state["holder"])):
+        if current is not None:
+            state = _State.model_validate_json(current)
+            if state.expires > time.time() and not _is_dead(state.holder):
+                return False
+            self._generation = state.generation
+        self._generation += 1
+        if not self._write(expected=current):
             return False
-        if not self._write(int(state["generation"]) + 1, expected=current):
-            return False
-        self._thread = threading.Thread(target=self._beat, name=f"lease {self.folder}", daemon=True)
         self._thread.start()
         return True
+
+    def renew(self) -> bool:
+        """Extend the term; False where the lease is lost. Raises OSError or StoreError while the store does not answer."""
+        with self._guard:
+            if not self.lost and not self._write(expected=self._written):
+                self._lose()
+            return not self.lost
 
     def who(self) -> str:
         """The present holder, for messages."""
         current = self._current()
-        return str(json.loads(current)["holder"]) if current else "nobody"
+        return _State.model_validate_json(current).holder if current else "nobody"
 
     def release(self) -> None:
-        """Stop the heartbeat, then give the lease back if it is still ours."""
+        """Stop the heartbeat, then give the lease back if it is still ours. A store that fails now only makes the next run wait."""
         self._closed.set()
-        if self._thread is not None:
+        if self._thread.is_alive():
             self._thread.join()
-        if self._written is not None and self._current() == self._written:
-            self.folder.remove(LEASE)
-            if self.folder.is_local:
-                self.folder.remove(LEASE + ".lock")
+        if self._written is not None and not self.lost:
+            with contextlib.suppress(OSError, StoreError):
+                self.folder.remove_if(LEASE, self._written)
 
     def _current(self) -> bytes | None:
         try:
@@ -267,34 +309,68 @@ class Lease:
         except FileNotFoundError:
             return None
 
-    def _write(self, generation: int, expected: bytes | None) -> bool:
-        body: Mapping[str, Plain] = {
-            "holder": self.holder,
-            "generation": generation,
-            "expires": time.time() + self.seconds,
-            "at": datetime.now(UTC).isoformat(),
-        }
-        data = canonical(body)
+    def _write(self, expected: bytes | None) -> bool:
+        """Write a new term over `expected`; an earlier write of ours whose answer was lost on the way counts as ours."""
+        expires = time.time() + self.seconds
+        state = _State(holder=self.holder, generation=self._generation, expires=expires, at=datetime.now(UTC).isoformat())
+        data = canonical(state)
         if not self.folder.write_if(LEASE, data, expected):
-            return False
-        self._written = data
-        self._generation = generation
+            found = self._current()
+            if found is None or _State.model_validate_json(found).holder != self.holder:
+                return False
+            if found != data and not self.folder.write_if(LEASE, data, found):
+                return False
+        self._written, self._expires = data, expires
         return True
 
     def _beat(self) -> None:
-        """Renew at a third of the term; the first failed compare-and-swap means that somebody else holds it."""
+        """Renew at a third of the term, until released or lost."""
         while not self._closed.wait(self.seconds / 3):
-            if not self._write(self._generation, expected=self._written):
-                self._written = None
-                if self.on_lost is not None:
-                    self.on_lost()
-                return
+            try:
+                if not self.renew():
+                    return
+            except (OSError, StoreError):
+                # A hiccup of the store is no loss while the term lasts; after it, another run may have begun.
+                if time.time() > self._expires:
+                    self._lose()
+                    return
+
+    def _lose(self) -> None:
+        self.lost = True
+        if self.on_lost is not None:
+            self.on_lost()
+
+
+class _State(Config):
+    """`lease.json`."""
+
+    holder: str
+    generation: int
+    expires: float
+    """Seconds since 1970."""
+    at: str
+
+
+def _place() -> str:
+    """This machine and its space of process ids: two containers may share a host name, or a host."""
+    try:
+        return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').readlink().name[5:-1]}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _is_dead(holder: str) -> bool:
     """True when the holder was a process of this machine that no longer exists."""
-    host, pid, _ = holder.rsplit(":", 2)
-    return host == socket.gethostname() and not os.path.exists(f"/proc/{pid}")
+    place, pid, _ = holder.rsplit(":", 2)
+    if place != _place():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def lost(folder: Folder) -> LeaseLost:

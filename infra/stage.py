@@ -8,7 +8,7 @@ Not covered: planning and running (`job.py`), files (`artifact.py`).
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, get_args
 
 from pydantic import Field, StrictInt
 from pydantic_core import core_schema
@@ -130,6 +130,10 @@ class Stage(Config):
     kind: str
     version: ClassVar[int] = 1
     """Bump it in the commit that changes what the stage's output means; the source text is never part of the key."""
+    uses_ray: ClassVar[bool] = False
+    """Whether `run` needs Ray: the engine then starts or joins a cluster before it, unless the stage is cached."""
+    scales_with: ClassVar[tuple[str, ...]] = ()
+    """Numeric literal fields whose product the stage's time and output grow with; empty: they grow with the samples of its inputs."""
 
     def run(self, ctx: StageContext) -> StageResult:
         """Fill `ctx.out`; called again after a kill with whatever was finished still there."""
@@ -148,11 +152,17 @@ class Stage(Config):
             elif isinstance(value, tuple):
                 yield from ((name, item) for item in value if isinstance(item, Ref))
 
+    @classmethod
+    def ref_fields(cls) -> dict[str, Produces | None]:
+        """The fields that name other stages, set or not, with the kinds each accepts (None: any)."""
+        found = {name: [info.annotation, *info.metadata] for name, info in cls.model_fields.items()}
+        parts = {name: [part for given in annotation for part in _parts(given)] for name, annotation in found.items()}
+        return {name: next((p for p in all_ if isinstance(p, Produces)), None) for name, all_ in parts.items() if Ref in all_}
+
     def literals(self) -> dict[str, Plain]:
         """The fields that are not references, as canonical JSON data, without `kind`."""
-        names = {name for name, _ in self.refs()} | {"kind"}
-        dumped = self.model_dump(mode="json")
-        return {name: plain(value) for name, value in dumped.items() if name not in names}
+        dumped = self.model_dump(mode="json", exclude={"kind", *self.ref_fields()})
+        return {name: plain(value) for name, value in dumped.items()}
 
     def identity(self, input_keys: Mapping[str, str | list[str]]) -> dict[str, Plain]:
         """Everything the key is made of."""
@@ -167,3 +177,10 @@ class Stage(Config):
     def key(self, input_keys: Mapping[str, str | list[str]]) -> str:
         """16 hex digits naming this stage's output, known before anything runs."""
         return fingerprint(self.identity(input_keys))
+
+
+def _parts(annotation: object) -> Iterator[object]:
+    """An annotation and everything inside its brackets."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _parts(inner)

@@ -21,6 +21,7 @@ import fsspec
 from kinetok.infra.errors import StoreError
 
 _TEMPORARY = ".tmp-"
+_LOCK = ".flock"
 READ_BUFFER_BYTES = 8 << 20
 """Read-ahead of streamed reads: unbuffered S3 reads cost one request per tar record."""
 
@@ -125,15 +126,29 @@ class Folder:
         """Compare and swap: write only if the file still holds `expected` (None: does not exist). Says whether it wrote."""
         target = self.path(name)
         if self.is_local:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            with open(target + ".lock", "a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                current = Path(target).read_bytes() if os.path.exists(target) else None
-                if current != expected:
+            with _locked(target):
+                if _content(target) != expected:
                     return False
                 self.write_bytes(name, data)
                 return True
-        return _conditional_put(self.fs, target, data, expected)
+        return _conditional(self.fs, target, data, expected)
+
+    def remove_if(self, name: str, expected: bytes) -> bool:
+        """Compare and delete: remove the file only if it still holds `expected`. Says whether it did."""
+        target = self.path(name)
+        if self.is_local:
+            with _locked(target):
+                if _content(target) != expected:
+                    return False
+                os.unlink(target)
+                return True
+        return _conditional(self.fs, target, None, expected)
+
+    def clear(self, keep: str) -> None:
+        """Delete everything inside but the file `keep`."""
+        for name in [row["name"].rstrip("/").rsplit("/", 1)[-1] for row in self._entries()]:
+            if name not in (keep, keep + _LOCK):
+                self.remove(name)
 
     def remove(self, name: str) -> None:
         """Delete a file or a whole sub-folder; absent is fine."""
@@ -148,16 +163,12 @@ class Folder:
         return {
             name.removeprefix(base): int(info["size"])
             for name, info in sorted(found.items())
-            if _TEMPORARY not in name and not name.endswith(".lock")
+            if _TEMPORARY not in name and not name.endswith(_LOCK)
         }
 
     def folders(self) -> list[str]:
         """Names of the folders directly inside this one."""
-        try:
-            rows = self.fs.ls(self.url, detail=True)
-        except FileNotFoundError:
-            return []
-        return sorted(row["name"].rstrip("/").rsplit("/", 1)[-1] for row in rows if row["type"] == "directory")
+        return sorted(row["name"].rstrip("/").rsplit("/", 1)[-1] for row in self._entries() if row["type"] == "directory")
 
     def sweep(self) -> int:
         """Delete temporary files that a killed writer left behind; returns how many. Only the holder of the lease may call it."""
@@ -167,6 +178,12 @@ class Folder:
         for path in left:
             path.unlink(missing_ok=True)
         return len(left)
+
+    def _entries(self) -> list[dict[str, str]]:
+        try:
+            return cast(list[dict[str, str]], self.fs.ls(self.url, detail=True))
+        except FileNotFoundError:
+            return []
 
     @contextlib.contextmanager
     def _aside(self, target: str) -> Iterator[str]:
@@ -188,18 +205,50 @@ def _filesystem(url: str) -> Any:
     return fsspec.filesystem(protocol, **options)
 
 
-def _conditional_put(fs: Any, target: str, data: bytes, expected: bytes | None) -> bool:
-    """S3: `If-None-Match: *` to create, `If-Match: <etag>` to replace what was read."""
-    bucket, key, _ = fs.split_path(target)
+@contextlib.contextmanager
+def _locked(target: str) -> Iterator[None]:
+    """An exclusive lock on a local file for the block, held through a sibling that is deleted again.
+
+    Whoever opened the sibling before it was deleted would lock a file that nobody else sees, and so looks again.
+    """
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    path = target + _LOCK
+    while True:
+        with open(path, "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                current = os.path.samestat(os.fstat(lock.fileno()), Path(path).stat())
+            except FileNotFoundError:
+                continue
+            if current:
+                try:
+                    yield
+                finally:
+                    os.unlink(path)
+                return
+
+
+def _content(target: str) -> bytes | None:
     try:
-        if expected is None:
-            fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-            return True
-        answer = fs.call_s3("get_object", Bucket=bucket, Key=key)
-        etag = answer["ETag"]
-        if fs.cat_file(target) != expected:
-            return False
-        fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfMatch=etag)
+        return Path(target).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _conditional(fs: Any, target: str, data: bytes | None, expected: bytes | None) -> bool:
+    """S3: put (or delete, where `data` is None) if the object is absent (`expected` None) or still holds `expected`."""
+    bucket, key, _ = fs.split_path(target)
+    condition = {"IfNoneMatch": "*"}
+    try:
+        if expected is not None:
+            answer = fs.call_s3("get_object", Bucket=bucket, Key=key)
+            condition = {"IfMatch": answer["ETag"]}
+            if fs.cat_file(target) != expected:
+                return False
+        if data is None:
+            fs.call_s3("delete_object", Bucket=bucket, Key=key, **condition)
+        else:
+            fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
         return True
     except (FileNotFoundError, FileExistsError):
         return False

@@ -1,0 +1,41 @@
+"""What a record says of the code and the machine that made it: git commit, versions, host.
+
+Nothing here is part of a key. Not covered: the content of uncommitted changes, of which only `+dirty` is told.
+"""
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+import kinetok
+
+PACKAGES = ("kinetok", "torch", "ray", "deepspeed", "mlflow", "av", "numpy", "pyarrow", "pydantic", "safetensors", "webdataset")
+
+
+def commit() -> str | None:
+    """Git commit of the checkout this package is imported from, `+dirty` appended where it has changes; None outside one."""
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    head = _git("rev-parse", "HEAD")
+    return head and head + ("+dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def environment() -> dict[str, str]:
+    """Versions of Python, the platform and the installed packages whose version can change a result."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(*arguments: str) -> str | None:
+    folder = Path(kinetok.__path__[0])
+    try:
+        answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

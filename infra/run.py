@@ -1,0 +1,412 @@
+"""`run()`: build what a plan lacks, independent stages side by side, and record what happened in `runs/{run_id}.json`.
+
+Each stage that must be built gets a thread, as soon as its inputs are finished and its CPUs fit beside what is running; the work
+itself is in Ray's or the stage's own processes. A lease on the output folder keeps two runs from building the same artifact: the
+second waits and uses the first one's result. A failed stage takes down only what is made of it. MLflow is told from a thread that
+can fail alone (contract 7).
+Not covered: what is built and why (`plan.py`), which machine does the work (`launch.py`).
+"""
+
+import contextlib
+import math
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Literal, TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+
+from kinetok.infra.artifact import LEASE, RECORD, Artifact, Lease, Record, Store, lost, publish
+from kinetok.infra.config import Config
+from kinetok.infra.errors import Cancelled, ConfigError, KinetokError
+from kinetok.infra.job import Job, Tracking
+from kinetok.infra.plan import Step, check_inputs, human_bytes, human_seconds, input_info, plan
+from kinetok.infra.progress import Board, Row
+from kinetok.infra.provenance import commit, environment
+from kinetok.infra.stage import StageContext
+
+RUNS = "runs"
+POLL_SECONDS = 1.0
+"""Between two looks at an artifact that another run is building."""
+MIRROR_SECONDS = 10.0
+
+Status: TypeAlias = Literal["planned", "cached", "running", "done", "failed", "skipped"]
+
+
+class StageRun(Config):
+    """One stage of a job run."""
+
+    kind: str
+    key: str
+    status: Status = "planned"
+    folder: str
+    error: str | None = None
+    """What a user needs to know; a traceback where the error is not one of kinetok's own."""
+    started: str | None = None
+    ended: str | None = None
+
+
+class JobRun(Config):
+    """`runs/{run_id}.json`: what one run of a job did; rewritten whole at each change."""
+
+    run_id: str
+    job: str
+    started: str
+    ended: str | None = None
+    host: str
+    commit: str | None = None
+    stages: dict[str, StageRun]
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether nothing failed and nothing was skipped because of it."""
+        return all(stage.status not in ("failed", "skipped") or not stage.error for stage in self.stages.values())
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stages of a job a run builds; the others must be finished where they are needed."""
+
+    only: tuple[str, ...] = ()
+    """Just these stages."""
+    start: tuple[str, ...] = ()
+    """These stages and all that are made of them."""
+    force: bool = False
+    """Build the selected stages again though they are finished."""
+
+    def names(self, job: Job) -> set[str]:
+        """The selected stages; raises ConfigError on a name that is none."""
+        job.require([*self.only, *self.start])
+        chosen = set(self.only) | (job.downstream(self.start) if self.start else set())
+        return chosen or set(job.stages)
+
+
+def run(job: Job, store: Store, selection: Selection = Selection(), *, console: Console | None = None) -> JobRun:
+    """Plan the job and build the selected stages; returns once all have ended. Raises KinetokError only before anything starts."""
+    steps = plan(job, store)
+    chosen = selection.names(job)
+    _require_inputs(steps, chosen, force=selection.force)
+    console = console or Console(stderr=True)
+    with Board.of([step.name for step in steps if step.name in chosen], console) as board:
+        return _Runner(job, store, steps, chosen, force=selection.force, board=board).run()
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What a stage's thread says at its end."""
+
+    name: str
+    artifact: Artifact | None = None
+    built: bool = False
+    """False where another run built it meanwhile."""
+    error: str | None = None
+
+
+class _Runner:
+    """One job run. All state changes in the thread that calls `run`; stage threads and signals only put events."""
+
+    def __init__(self, job: Job, store: Store, steps: Sequence[Step], chosen: set[str], *, force: bool, board: Board) -> None:
+        self.job, self.store, self.force, self.board = job, store, force, board
+        self.steps = {step.name: step for step in steps if step.name in chosen}
+        self.waiting = list(self.steps)
+        self.running: dict[str, threading.Event] = {}
+        """Stop events of the stages under way."""
+        self.artifacts = {s.name: s.artifact for s in steps if s.artifact is not None and not (force and s.name in chosen)}
+        self.events: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
+        """None: the run was asked to stop."""
+        self.cancelled = False
+        self.cpus = math.inf if os.environ.get("RAY_ADDRESS") else float(os.cpu_count() or 1)
+        """A cluster elsewhere queues by itself."""
+        self.ray = threading.Lock()
+        self.environment = environment()
+        stages = {step.name: StageRun(kind=step.stage.kind, key=step.key, folder=str(step.folder)) for step in self.steps.values()}
+        now = datetime.now(UTC)
+        run_id = f"{now:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+        self.state = JobRun(run_id=run_id, job=job.name, started=now.isoformat(), host=socket.gethostname(), commit=commit(), stages=stages)
+        self.mirror = _Mirror(store, run_id, job.tracking, board)
+
+    def run(self) -> JobRun:
+        """Build everything; the state is written at each change, and once more at the end."""
+        self._write()
+        with self._stoppable(), self.mirror:
+            while self.waiting or self.running:
+                self._start_ready()
+                if self.running:
+                    self._handle(self.events.get())
+            self._update(ended=_now())
+        return self.state
+
+    def _start_ready(self) -> None:
+        """Settle or start every stage whose inputs have ended."""
+        for name in list(self.waiting):
+            step = self.steps[name]
+            if any(above in self.waiting or above in self.running for above in step.upstream):
+                continue
+            missing = [above for above in step.upstream if above not in self.artifacts]
+            if name in self.artifacts:
+                self._settle_cached(step)
+            elif self.cancelled or missing:
+                self._end(name, "skipped", "the run was stopped" if self.cancelled else f"{', '.join(missing)} not built")
+            elif self._fits(step):
+                self._start(step)
+
+    def _fits(self, step: Step) -> bool:
+        """Whether the stage's CPUs are free; one that is bigger than the machine runs alone."""
+        used = sum(_cpus(self.steps[name]) for name in self.running)
+        return not self.running or used + _cpus(step) <= self.cpus
+
+    def _start(self, step: Step) -> None:
+        stop = self.running[step.name] = threading.Event()
+        self.waiting.remove(step.name)
+        self._set(step.name, "running", started=_now())
+        threading.Thread(target=self._attempt, args=(step, stop), name=step.name, daemon=True).start()
+
+    def _settle_cached(self, step: Step) -> None:
+        try:
+            check_inputs(self.artifacts[step.name], self.artifacts, step)
+        except KinetokError as error:
+            del self.artifacts[step.name]
+            self._end(step.name, "failed", str(error))
+        else:
+            self._end(step.name, "cached")
+
+    def _handle(self, event: _Ended | None) -> None:
+        if event is None:
+            self.cancelled = True
+            self.board.say("stopping: stages end at their next safe point; press Ctrl-C again to leave at once")
+            for stop in self.running.values():
+                stop.set()
+            return
+        del self.running[event.name]
+        if event.artifact is None:
+            self._end(event.name, "failed", event.error)
+        else:
+            self.artifacts[event.name] = event.artifact
+            self._end(event.name, "done" if event.built else "cached")
+
+    def _end(self, name: str, status: Status, error: str | None = None) -> None:
+        if name in self.waiting:
+            self.waiting.remove(name)
+        self._set(name, status, error=error, ended=_now())
+
+    def _set(self, name: str, status: Status, **changes: str | None) -> None:
+        stage = self.state.stages[name].model_copy(update={"status": status, **changes})
+        self.board.set(name, status, (changes.get("error") or "").strip().rsplit("\n", 1)[-1])
+        self._update(stages={**self.state.stages, name: stage})
+
+    def _update(self, **changes: object) -> None:
+        """A store that fails now must not take the finished stages with it: the next change writes the state again."""
+        self.state = self.state.model_copy(update=changes)
+        try:
+            self._write()
+        except (KinetokError, OSError) as error:
+            self.board.say(f"the state of this run is not written: {error}")
+        self.mirror.poke()
+
+    def _write(self) -> None:
+        self.store.root.write_text(f"{RUNS}/{self.state.run_id}.json", self.state.model_dump_json(indent=1))
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask the run to stop; the second one ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: object) -> None:
+            signal.signal(number, signal.default_int_handler)
+            self.events.put(None)
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _attempt(self, step: Step, stop: threading.Event) -> None:
+        """Body of a stage's thread."""
+        try:
+            artifact, built = self._obtain(step, stop)
+            ended = _Ended(step.name, artifact, built)
+        except KinetokError as error:
+            ended = _Ended(step.name, error=str(error))
+        except Exception:  # noqa: BLE001
+            # A stage is anybody's code: whatever it raises must fail this stage alone, and be told whole.
+            ended = _Ended(step.name, error=traceback.format_exc())
+        self.events.put(ended)
+
+    def _obtain(self, step: Step, stop: threading.Event) -> tuple[Artifact, bool]:
+        """The step's artifact, built here or by the run that holds its lease, and whether it was built here."""
+        lease = Lease(step.folder, on_lost=stop.set)
+        while not lease.acquire():
+            self.board.rows[step.name].note = f"waits for {lease.who()}, which is building it"
+            if stop.wait(POLL_SECONDS):
+                raise Cancelled(f"stage {step.name} was asked to stop")
+        try:
+            found = None if self.force else self.store.get(step.stage.kind, step.name, step.key)
+            return (found, False) if found else (self._build(step, lease, stop), True)
+        except Cancelled:
+            if lease.lost:
+                raise lost(step.folder) from None
+            raise
+        finally:
+            lease.release()
+
+    def _build(self, step: Step, lease: Lease, stop: threading.Event) -> Artifact:
+        if self.force:
+            step.folder.remove(RECORD)
+            step.folder.clear(keep=LEASE)
+        if step.stage.uses_ray:
+            self._start_ray(step)
+        started, began = _now(), time.monotonic()
+        inputs = {name: self._input(value) for name, value in step.inputs.items()}
+        report = partial(_report, self.board.rows[step.name], step.name, stop)
+        ctx = StageContext(step.name, step.key, inputs, step.folder, step.resources, report, stop)
+        result = step.stage.run(ctx)
+        ctx.check()
+        record = Record(
+            kind=step.stage.kind,
+            name=step.name,
+            key=step.key,
+            version=step.stage.version,
+            config=dict(step.stage.literals()),
+            facts=dict(step.facts),
+            inputs={n: tuple(map(input_info, (a,) if isinstance(a, Artifact) else a)) for n, a in inputs.items()},
+            digest="",
+            counts=result.counts,
+            metrics={name: value if math.isfinite(value) else None for name, value in result.metrics.items()},
+            started=started,
+            seconds=time.monotonic() - began,
+            resources=step.resources.model_dump(mode="json"),
+            run_id=self.state.run_id,
+            commit=self.state.commit,
+            environment=self.environment,
+        )
+        if not lease.renew():
+            raise lost(step.folder)
+        return publish(step.folder, record)
+
+    def _input(self, names: str | tuple[str, ...]) -> Artifact | tuple[Artifact, ...]:
+        return self.artifacts[names] if isinstance(names, str) else tuple(self.artifacts[name] for name in names)
+
+    def _start_ray(self, step: Step) -> None:
+        """Start or join a Ray cluster, once; stages that need it at the same time wait for each other."""
+        from kinetok.infra.launch import start_ray
+
+        with self.ray:
+            self.board.rows[step.name].note = "starts Ray"
+            start_ray()
+            self.board.rows[step.name].note = ""
+
+
+class _Mirror:
+    """The thread that tells MLflow what the files say; a context manager whose end waits for the last replay."""
+
+    def __init__(self, store: Store, run_id: str, tracking: Tracking | None, board: Board) -> None:
+        self.store, self.run_id, self.tracking, self.board = store, run_id, tracking, board
+        self.changed, self.closed = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._replay, name="mirror", daemon=True)
+
+    def poke(self) -> None:
+        """Replay soon."""
+        self.changed.set()
+
+    def __enter__(self) -> None:
+        if self.tracking is not None:
+            self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.closed.set()
+        self.changed.set()
+        if self.tracking is not None:
+            self.thread.join()
+
+    def _replay(self) -> None:
+        from kinetok.infra.tracking import mirror
+
+        assert self.tracking is not None
+        told = last = False
+        while not last:
+            self.changed.wait(MIRROR_SECONDS)
+            self.changed.clear()
+            last = self.closed.is_set()
+            try:
+                mirror(self.store, self.run_id, self.tracking.uri, self.tracking.experiment)
+            except KinetokError as error:
+                if not told:
+                    self.board.say(f"MLflow is not told of this run: {error}; the job goes on, `kinetok sync` catches up")
+                told = True
+
+
+def run_table(state: JobRun, store: Store) -> Table:
+    """What a run did, one row a stage."""
+    table = Table(title=f"{state.job} {state.run_id}", title_justify="left", header_style="bold")
+    for column in ("stage", "state", "time", "samples", "quarantined", "bytes", "folder or error"):
+        table.add_column(column, justify="right" if column in ("time", "samples", "quarantined", "bytes") else "left", overflow="fold")
+    for name, stage in state.stages.items():
+        found = store.get(stage.kind, name, stage.key) if stage.status in ("done", "cached") else None
+        record = found.record if found else None
+        table.add_row(
+            name,
+            stage.status,
+            _elapsed(stage),
+            str(record.counts.written or "") if record else "",
+            str(record.counts.quarantined or "") if record else "",
+            human_bytes(record.bytes) if record else "",
+            str(found.folder) if found else (stage.error or "").strip().rsplit("\n", 1)[-1],
+        )
+    return table
+
+
+def _elapsed(stage: StageRun) -> str:
+    if stage.status == "cached" or stage.started is None or stage.ended is None:
+        return ""
+    return human_seconds((datetime.fromisoformat(stage.ended) - datetime.fromisoformat(stage.started)).total_seconds())
+
+
+def _report(
+    row: Row,
+    name: str,
+    stop: threading.Event,
+    *,
+    done: int | None = None,
+    total: int | None = None,
+    unit: str | None = None,
+    quarantined: int | None = None,
+    note: str | None = None,
+) -> None:
+    """`StageContext.progress`: show it, and end the stage where it was asked to stop."""
+    row.report(done=done, total=total, unit=unit, quarantined=quarantined, note=note)
+    if stop.is_set():
+        raise Cancelled(f"stage {name} was asked to stop")
+
+
+def _require_inputs(steps: Sequence[Step], chosen: set[str], *, force: bool) -> None:
+    """Raise ConfigError where a selected stage needs one that is neither selected nor finished."""
+    finished = {step.name for step in steps if step.artifact is not None}
+    for step in steps:
+        if step.name in chosen and (force or step.artifact is None):
+            missing = [name for name in step.upstream if name not in finished | chosen]
+            if missing:
+                raise ConfigError(
+                    f"{step.name} needs {', '.join(missing)}, which is not built yet: select it too, or run the whole job first"
+                )
+
+
+def _cpus(step: Step) -> float:
+    return step.resources.workers * step.resources.cpus
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
