@@ -21,56 +21,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal, TypeAlias
 
 from rich.console import Console
-from rich.table import Table
 
 from kinetok.infra.artifact import LEASE, RECORD, Artifact, Lease, Record, Store, lost, publish
-from kinetok.infra.config import Config
 from kinetok.infra.errors import Cancelled, ConfigError, KinetokError
 from kinetok.infra.job import Job, Tracking
-from kinetok.infra.plan import Step, check_inputs, human_bytes, human_seconds, input_info, plan
+from kinetok.infra.job_run import RUNS, JobRun, StageRun, Status
+from kinetok.infra.plan import Step, check_inputs, input_info, plan
 from kinetok.infra.progress import Board, Row
 from kinetok.infra.provenance import commit, environment
 from kinetok.infra.stage import StageContext
 
-RUNS = "runs"
 POLL_SECONDS = 1.0
 """Between two looks at an artifact that another run is building."""
 MIRROR_SECONDS = 10.0
-
-Status: TypeAlias = Literal["planned", "cached", "running", "done", "failed", "skipped"]
-
-
-class StageRun(Config):
-    """One stage of a job run."""
-
-    kind: str
-    key: str
-    status: Status = "planned"
-    folder: str
-    error: str | None = None
-    """What a user needs to know; a traceback where the error is not one of kinetok's own."""
-    started: str | None = None
-    ended: str | None = None
-
-
-class JobRun(Config):
-    """`runs/{run_id}.json`: what one run of a job did; rewritten whole at each change."""
-
-    run_id: str
-    job: str
-    started: str
-    ended: str | None = None
-    host: str
-    commit: str | None = None
-    stages: dict[str, StageRun]
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether nothing failed and nothing was skipped because of it."""
-        return all(stage.status not in ("failed", "skipped") or not stage.error for stage in self.stages.values())
 
 
 @dataclass(frozen=True)
@@ -347,32 +312,6 @@ class _Mirror:
                 if not told:
                     self.board.say(f"MLflow is not told of this run: {error}; the job goes on, `kinetok sync` catches up")
                 told = True
-
-
-def run_table(state: JobRun, store: Store) -> Table:
-    """What a run did, one row a stage."""
-    table = Table(title=f"{state.job} {state.run_id}", title_justify="left", header_style="bold")
-    for column in ("stage", "state", "time", "samples", "quarantined", "bytes", "folder or error"):
-        table.add_column(column, justify="right" if column in ("time", "samples", "quarantined", "bytes") else "left", overflow="fold")
-    for name, stage in state.stages.items():
-        found = store.get(stage.kind, name, stage.key) if stage.status in ("done", "cached") else None
-        record = found.record if found else None
-        table.add_row(
-            name,
-            stage.status,
-            _elapsed(stage),
-            str(record.counts.written or "") if record else "",
-            str(record.counts.quarantined or "") if record else "",
-            human_bytes(record.bytes) if record else "",
-            str(found.folder) if found else (stage.error or "").strip().rsplit("\n", 1)[-1],
-        )
-    return table
-
-
-def _elapsed(stage: StageRun) -> str:
-    if stage.status == "cached" or stage.started is None or stage.ended is None:
-        return ""
-    return human_seconds((datetime.fromisoformat(stage.ended) - datetime.fromisoformat(stage.started)).total_seconds())
 
 
 def _report(

@@ -1,5 +1,18 @@
 """`STAGES`: every stage a job file may name. Adding one is a file in `pipelines/stages/` and a line here (docs/adding-a-stage.md)."""
 
 from kinetok.infra.stage import Stage
+from kinetok.pipelines.stages.clips import Clips
+from kinetok.pipelines.stages.encode import Encode
+from kinetok.pipelines.stages.evaluate import Evaluate
+from kinetok.pipelines.stages.ingest import Ingest
+from kinetok.pipelines.stages.scenes import Scenes
+from kinetok.pipelines.stages.train import Train
 
-STAGES: tuple[type[Stage], ...] = ()
+STAGES: tuple[type[Stage], ...] = (
+    Scenes,
+    Ingest,
+    Clips,
+    Train,
+    Encode,
+    Evaluate,
+)

@@ -1,0 +1,237 @@
+"""`kinetok`: the command line. Each command reads its options and calls one function elsewhere.
+
+Everything is imported inside the commands, so that `kinetok --help` answers at once. A KinetokError becomes its message and exit code 1.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kinetok.infra.errors import KinetokError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kinetok.infra.artifact import Artifact, Store
+    from kinetok.infra.job import Job
+    from kinetok.infra.job_run import JobRun
+
+JOBS = Path(__file__).parent / "jobs"
+
+_job = click.argument("job")
+_set = click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value of the job file: base.steps=10.")
+_store = click.option("--store", envvar="KINETOK_STORE", default="work", show_default=True, help="Folder or s3:// prefix of the artifacts.")
+_job_store = click.option("--store", help="Another store than the job file's.")
+_json = click.option("--json", "as_json", is_flag=True, help="Machine-readable, on standard output.")
+_artifact = click.argument("artifact")
+
+
+class _Commands(click.Group):
+    """Commands in the order of a user's day, and errors a user can act on as plain messages."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KinetokError as error:
+            click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kinetok")
+def main() -> None:
+    """Turn video into compact tokens, train the models around them, and know what made what.
+
+    ARTIFACT is a folder, a stage's name (the newest of that name), name-key, or the start of a key. JOB is a path or a job that kinetok
+    brings along (main).
+    """
+
+
+@main.command()
+@_job
+@_set
+@_job_store
+@_json
+def plan(job: str, overrides: tuple[str, ...], store: str | None, as_json: bool) -> None:
+    """Show what a job would build, and why; nothing is built or written."""
+    from kinetok.infra.plan import plan, plan_table
+
+    loaded, place = _load(job, overrides, store)
+    steps = plan(loaded, place)
+    if as_json:
+        click.echo(json.dumps([step.to_json() for step in steps], indent=1))
+    else:
+        _console().print(plan_table(steps))
+
+
+@main.command()
+@_job
+@_set
+@_job_store
+@click.option("--only", multiple=True, metavar="STAGE", help="Build just this stage; may be repeated.")
+@click.option("--from", "start", multiple=True, metavar="STAGE", help="Build this stage and all that is made of it; may be repeated.")
+@click.option("--force", is_flag=True, help="Delete and build again what is selected, finished or not.")
+def run(job: str, overrides: tuple[str, ...], store: str | None, only: tuple[str, ...], start: tuple[str, ...], force: bool) -> None:
+    """Build what a job lacks; the same command goes on after a kill."""
+    from kinetok.infra.run import Selection, run
+
+    loaded, place = _load(job, overrides, store)
+    state = run(loaded, place, Selection(only=only, start=start, force=force))
+    _summary(state, place)
+    sys.exit(0 if state.succeeded else 1)
+
+
+@main.command()
+@_store
+@click.option("--runs", default=3, show_default=True, help="How many of the latest runs.")
+def status(store: str, runs: int) -> None:
+    """Show the latest runs and all artifacts of a store."""
+    from kinetok.infra.job_run import artifact_table, recent_runs, run_table
+
+    place = _open(store)
+    for state in reversed(recent_runs(place, runs)):
+        _console().print(run_table(state, place))
+    _console().print(artifact_table(place.all()))
+
+
+@main.command()
+@_artifact
+@_store
+@_json
+@click.option("--html", type=click.Path(dir_okay=False), help="Write one self-contained page here.")
+def lineage(artifact: str, store: str, as_json: bool, html: str | None) -> None:
+    """Show what an artifact was made of, up to the sources, and what was made of it."""
+    from kinetok.infra.lineage import graph, to_html, to_json, tree
+
+    place = _open(store)
+    found = graph(place, place.find(artifact))
+    if html:
+        Path(html).write_text(to_html(found))
+    if as_json:
+        click.echo(to_json(found))
+    else:
+        _console().print(tree(found))
+
+
+@main.command()
+@click.argument("artifact", required=False)
+@_store
+@click.option("--all", "everything", is_flag=True, help="Every artifact of the store.")
+def verify(artifact: str | None, store: str, everything: bool) -> None:
+    """Read every file of an artifact again: sizes, digests, counts, nothing missing, doubled or torn."""
+    place = _open(store)
+    if (artifact is None) != everything:
+        raise click.UsageError("name one artifact, or give --all")
+    bad = sum(_verify(found) for found in (place.all() if artifact is None else [place.find(artifact)]))
+    sys.exit(1 if bad else 0)
+
+
+@main.command()
+@_artifact
+@_store
+@click.option("--retry", "again", is_flag=True, help="Try the quarantined samples again.")
+def quarantine(artifact: str, store: str, again: bool) -> None:
+    """List quarantined samples by reason."""
+    from kinetok.pipelines.data.quarantine import summary
+    from kinetok.pipelines.data.retry import retry
+
+    place = _open(store)
+    found = place.find(artifact)
+    if again:
+        retried = retry(place, found)
+        found = retried.artifact
+        click.echo(f"{retried.before} quarantined before, {retried.after} now")
+    click.echo(summary(found.folder) or f"{found.name} quarantined nothing")
+
+
+@main.command()
+@click.argument("folder")
+@click.argument("out")
+@click.option("--csv", help="Captions and ids in WebVid's columns.")
+@click.option("--shard-bytes", default=256 << 20, show_default=True, help="A tar is full at this size.")
+def pack(folder: str, out: str, csv: str | None, shard_bytes: int) -> None:
+    """Write a folder of videos as WebDataset tars."""
+    from kinetok.pipelines.data.pack import pack
+
+    packed = pack(folder, out, csv=csv, shard_bytes=shard_bytes)
+    click.echo(f"{packed.videos} videos in {packed.shards} tars, {packed.bytes:,} bytes")
+    for name in packed.missing:
+        click.echo(f"named in the CSV but not there: {name}", err=True)
+
+
+@main.command()
+@_store
+@click.option("--uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server; without it, the database in the store.")
+@click.option("--experiment", default="kinetok", show_default=True)
+def sync(store: str, uri: str | None, experiment: str) -> None:
+    """Tell MLflow what it missed while it was down."""
+    from kinetok.infra.tracking import sync
+
+    replayed = sync(_open(store), uri, experiment)
+    click.echo(f"replayed {', '.join(replayed)}" if replayed else "MLflow has every run of this store")
+
+
+@main.command()
+@_store
+@click.option("--port", default=5000, show_default=True)
+def ui(store: str, port: int) -> None:
+    """Open the MLflow UI on a store's database."""
+    from kinetok.infra.tracking import ui
+
+    ui(_open(store), None, port)
+
+
+def _load(job: str, overrides: tuple[str, ...], store: str | None) -> "tuple[Job, Store]":
+    from kinetok.infra.job import find_job, load_job
+    from kinetok.pipelines.catalog import STAGES
+
+    loaded = load_job(find_job(job, JOBS), STAGES, overrides)
+    return loaded, _open(store or loaded.store)
+
+
+def _open(store: str) -> "Store":
+    from kinetok.infra.artifact import Store
+    from kinetok.infra.storage import Folder
+
+    return Store(Folder(store))
+
+
+def _console() -> "Console":
+    """Standard output; as wide as it takes where nobody is looking."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
+
+
+def _summary(state: "JobRun", store: "Store") -> None:
+    """What a run did, whole errors, and the pages to open."""
+    from kinetok.infra.job_run import pages, run_table
+
+    _console().print(run_table(state, store))
+    for name, stage in state.stages.items():
+        if stage.status == "failed":
+            click.echo(f"{click.style(name, fg='red', bold=True)}: {stage.error}", err=True)
+    for page in pages(state, store):
+        click.echo(page)
+
+
+def _verify(artifact: "Artifact") -> bool:
+    """Print what is wrong with an artifact; says whether anything is."""
+    from kinetok.pipelines.data.verify import problems
+
+    found = [*artifact.problems(), *problems(artifact)]
+    click.echo(f"{artifact.folder}: {'fine' if not found else f'{len(found)} problems'}")
+    for problem in found:
+        click.echo(f"  {problem}")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    main()
