@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
@@ -61,13 +62,21 @@ def restore(folder: Path, engines: Mapping[str, Engine], average: Average | None
     for player, engine in engines.items():
         decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
         path, _ = engine.load_checkpoint(str(folder / player), tag=TAG)
-        # Loading the universal format at ZeRO 3 gives every group the numbers of the first.
-        for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay
         if path is None:
             raise TrainingError(f"{folder} holds no state of the player {player!r}: the model changed under a running job; use --force")
+        _separate(engine.optimizer, decays)
     if average is not None:
         average.load(load_file(folder / AVERAGE))
+
+
+def _separate(optimizer: torch.optim.Optimizer, decays: list[float]) -> None:
+    """Undo what loading the universal format does at ZeRO 3: every group gets the numbers of the first and one step counter is shared by
+    all, which then runs ahead."""
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = state["step"].clone()
 
 
 def needs_conversion(saved: Saved, *, workers: int, zero: int) -> bool:
