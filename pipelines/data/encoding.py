@@ -25,6 +25,7 @@ import ray.data
 import torch
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, ExecutionResources, TaskPoolStrategy
+from ray.exceptions import RayError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.decode import Pixels, decode_clips
+from kinetok.pipelines.data.ray_tasks import named_cause
 from kinetok.pipelines.data.reasons import BadVideo, Reason
 from kinetok.pipelines.data.sources import read_range
 from kinetok.pipelines.data.token_shards import BadSample, Line, Sample, stored, write_shard
@@ -108,7 +110,20 @@ def cut_units(shard: int, rows: NDArray[np.int64], unit_clips: int) -> list[Unit
 
 
 def encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out: Folder) -> Iterator[Committed]:
-    """Encode the output shards numbered `due` and commit each in `out`; yields them as they are committed."""
+    """Encode the output shards numbered `due` and commit each in `out`; yields them as they are committed.
+
+    A KinetokError raised in a worker is raised here as itself.
+    """
+    try:
+        yield from _encode_shards(index, due, encoding, out)
+    except RayError as error:
+        cause = named_cause(error)
+        if cause is None:
+            raise
+        raise cause from error
+
+
+def _encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out: Folder) -> Iterator[Committed]:
     units = [unit for shard in due for unit in cut_units(shard, index.shards[shard], encoding.unit_clips)]
     blocks: list[ray.ObjectRef[pa.Table]] = []
     writes: list[ray.ObjectRef[Committed]] = []
@@ -138,6 +153,7 @@ def plan(index: ClipIndex, units: list[Unit], encoding: Encoding) -> ray.data.Da
     options.preserve_order = True
     in_flight = (2 * decoders + 4 * actors + 4) * encoding.unit_bytes
     options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
+    source.context.op_resource_reservation_enabled = True  # without it nothing bounds the bytes between operators
     source.context.target_max_block_size = None
     source.context.enable_progress_bars = False
     source.context.print_on_execution_start = False

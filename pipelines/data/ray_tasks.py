@@ -37,13 +37,13 @@ def each_on_ray(function: Callable[[Item], Item], items: list[Item], *, at_once:
     try:
         yield from done.iter_rows()
     except RayTaskError as error:
-        cause = _named_cause(error)
+        cause = named_cause(error)
         if cause is None:
             raise
         raise cause from error
 
 
-def _named_cause(error: BaseException | None) -> KinetokError | None:
+def named_cause(error: BaseException | None) -> KinetokError | None:
     """The KinetokError inside Ray's chain of wrappers."""
     while error is not None:
         if isinstance(error, KinetokError):

@@ -9,7 +9,7 @@ No pickle anywhere. Not covered: making the tensors (`encoding.py`).
 import hashlib
 import io
 import json
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -164,12 +164,6 @@ def read_index(out: Folder) -> pa.Table:
     with ThreadPoolExecutor(THREADS) as threads:
         tables = list(threads.map(part, out.files("index")))
     return pa.concat_tables(tables).combine_chunks() if tables else _INDEX.insert(0, pa.field("shard", pa.int64())).empty_table()
-
-
-def quarantine_reasons(out: Folder) -> Counter[str]:
-    """How many samples of each reason are in quarantine."""
-    parts = (pq.read_table(io.BytesIO(out.read_bytes(name)), columns=["reason"]) for name in out.files("quarantine"))
-    return Counter(reason for part in parts for reason in part["reason"].to_pylist())
 
 
 def require_spec(shards: TokenSpec, model: TokenSpec) -> None:

@@ -28,6 +28,7 @@ class Encode(Stage):
 
     kind: Literal["encode"] = "encode"
     version: ClassVar[int] = 1
+    uses_ray: ClassVar[bool] = True
     data: Annotated[Ref, Produces("clips")]
     """The clips to encode."""
     model: Annotated[Ref, Produces("train", "model")]
@@ -41,7 +42,6 @@ class Encode(Stage):
 
     def run(self, ctx: StageContext) -> StageResult:
         """Encode the shards that are not committed yet, then write the manifest."""
-        from kinetok.infra.launch import start_ray
         from kinetok.pipelines.data.clip_index import ClipIndex
         from kinetok.pipelines.data.encoding import Encoding
         from kinetok.pipelines.models import model_folder, open_model
@@ -49,7 +49,6 @@ class Encode(Stage):
         index = ClipIndex.open(ctx.input("data"))
         model = partial(open_model, model_folder(ctx.input("model")))
         encoding = Encoding(model, self.content, self.dtype, index.recipe, ctx.resources)
-        start_ray()
         return encode(ctx, index, encoding, self.max_bad_fraction)
 
 
@@ -114,15 +113,13 @@ def _counts(shards: "Iterable[list[Line]]") -> Counts:
 
 def _check_limit(ctx: StageContext, bad: int, clips: int, max_bad_fraction: float) -> None:
     """Raise QuarantineLimit with the reasons once more clips failed than the stage allows."""
-    from kinetok.pipelines.data.token_shards import quarantine_reasons
+    from kinetok.pipelines.data.quarantine import summary
 
-    if bad <= max_bad_fraction * clips:
-        return
-    reasons = ", ".join(f"{count} {reason}" for reason, count in quarantine_reasons(ctx.out).most_common())
-    raise QuarantineLimit(
-        f"stage {ctx.name}: {bad} of {clips} clips could not be encoded ({reasons}), more than max_bad_fraction={max_bad_fraction:g}; "
-        f"see `kinetok quarantine {ctx.name}`, repair the source or raise the limit"
-    )
+    if bad > max_bad_fraction * clips:
+        raise QuarantineLimit(
+            f"stage {ctx.name}: {bad} of {clips} clips could not be encoded, more than max_bad_fraction={max_bad_fraction:g}; "
+            f"repair the source or raise the limit\n{summary(ctx.out)}"
+        )
 
 
 def _speed(finished: "list[Committed]", seconds: float) -> dict[str, float]:

@@ -137,7 +137,7 @@ def test_a_killed_driver_loses_nothing(tiny: ModuleType, make_clips: Any, tmp_pa
 
 def test_too_many_bad_clips_fail_the_stage_with_their_reasons(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
     clips = make_clips(4, bad=(1, 2))
-    with pytest.raises(QuarantineLimit, match=r"of 8 clips could not be encoded \(.* unreadable"):
+    with pytest.raises(QuarantineLimit, match=r"(?s)of 8 clips could not be encoded.*unreadable"):
         tiny.run_encode(clips, tmp_path / "out", bad=0.3)
 
 

@@ -1,0 +1,140 @@
+"""Deep checks of data artifacts, beyond the digests that every artifact has: counts re-added from the parts, ids unique, shards whole.
+
+`problems` re-reads everything and yields one sentence per finding, naming the file; none means that the artifact is sound (contracts 1
+and 2). Not covered: whether pixels or tokens are right, which only making them again can tell.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from kinetok.infra.artifact import MANIFEST, Artifact, Counts
+from kinetok.infra.fingerprint import Plain
+from kinetok.infra.storage import Folder
+from kinetok.pipelines.data.tars import DamagedShard, Member, read_members
+from kinetok.pipelines.data.token_shards import index_name, member_name, quarantine_name, shard_name
+
+DECISIONS = {"kept": "written", "filtered": "filtered", "quarantined": "quarantined"}
+"""Decision of a clip index row -> the count it adds to."""
+
+
+def problems(artifact: Artifact) -> Iterator[str]:
+    """Everything wrong with an artifact; its own digests first, then what its kind promises."""
+    yield from artifact.problems()
+    if artifact.kind == "clips":
+        yield from _clips(artifact)
+    elif artifact.kind == "encode":
+        yield from _encode(artifact)
+
+
+class _Unreadable(NamedTuple):
+    """A file that is no Parquet table."""
+
+    sentence: str
+
+
+def _table(folder: Folder, name: str, columns: list[str]) -> pa.Table | _Unreadable:
+    try:
+        return pq.read_table(io.BytesIO(folder.read_bytes(name)), columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        return _Unreadable(f"{name}: cannot be read ({error})")
+
+
+def _clips(artifact: Artifact) -> Iterator[str]:
+    lines = {str(line["path"]): line for line in _manifest(artifact.folder)}
+    total: Counter[str] = Counter()
+    ids: list[pa.ChunkedArray] = []
+    for name in artifact.folder.files("index"):
+        part = _table(artifact.folder, name, ["id", "decision"])
+        if isinstance(part, _Unreadable):
+            yield part.sentence
+            continue
+        found = Counter(part["decision"].to_pylist())
+        line = lines.get(name, {})
+        differing = [f"{found[decision]} {decision}, the manifest says {line.get(decision)}" for decision in DECISIONS]
+        yield from (f"{name}: {text}" for decision, text in zip(DECISIONS, differing, strict=True) if found[decision] != line.get(decision))
+        total += found
+        ids.append(part["id"])
+    counts = Counts(input=total.total(), **{count: total[decision] for decision, count in DECISIONS.items()})
+    yield from _compare(counts, artifact.record.counts)
+    yield from _doubled(ids)
+
+
+def _encode(artifact: Artifact) -> Iterator[str]:
+    folder = artifact.folder
+    shards = {int(name.rpartition("/")[2].partition(".")[0]) for sub in ("shards", "index", "quarantine") for name in folder.files(sub)}
+    yield from (f"{shard_name(shard)}: missing" for shard in range(max(shards, default=0)) if shard not in shards)
+    written = bad = 0
+    ids: list[pa.ChunkedArray] = []
+    for shard in sorted(shards):
+        index = _table(folder, index_name(shard), ["id", "place", "split", "offset", "bytes"])
+        if isinstance(index, _Unreadable):
+            yield index.sentence
+            continue
+        written += len(index)
+        ids.append(index["id"])
+        yield from _shard(folder, shard, index)
+        if folder.exists(quarantine_name(shard)):
+            quarantine = _table(folder, quarantine_name(shard), ["id"])
+            if isinstance(quarantine, _Unreadable):
+                yield quarantine.sentence
+                continue
+            bad += len(quarantine)
+            ids.append(quarantine["id"])
+    yield from _compare(Counts(input=written + bad, written=written, quarantined=bad), artifact.record.counts)
+    yield from _doubled(ids)
+
+
+def _shard(folder: Folder, shard: int, index: pa.Table) -> Iterator[str]:
+    """The tar must open strictly, and hold the members of the index at their offsets, in order, and nothing else."""
+    name = shard_name(shard)
+    found: list[tuple[str, int, int]] = []
+    ids: list[str] = []
+    try:
+        with folder.open(name) as file:
+            for member in read_members(file, name):
+                if member.name.endswith(".json"):
+                    ids.append(str(json.loads(member.data)["id"]))
+                else:
+                    found.append((member.name, member.offset, member.size))
+                    yield from _tensors(name, member)
+    except (DamagedShard, FileNotFoundError) as error:
+        yield f"{name}: {error}"
+        return
+    rows = index.to_pylist()
+    if found != [(member_name(shard, row["place"], "safetensors"), row["offset"], row["bytes"]) for row in rows]:
+        yield f"{name}: holds {len(found)} samples that are not the {len(rows)} of its index, or not where it says"
+    elif ids != [row["id"] for row in rows]:
+        yield f"{name}: ids of its samples are not those of its index"
+
+
+def _tensors(name: str, member: Member) -> Iterator[str]:
+    try:
+        load(member.data)
+    except SafetensorError as error:
+        yield f"{name}: {member.name} cannot be read ({error})"
+
+
+def _manifest(folder: Folder) -> list[dict[str, Plain]]:
+    return [json.loads(line) for line in folder.read_text(MANIFEST).splitlines()] if folder.exists(MANIFEST) else []
+
+
+def _compare(found: Counts, recorded: Counts) -> Iterator[str]:
+    for name in Counts.model_fields:
+        if getattr(found, name) != getattr(recorded, name):
+            yield f"the parts add up to {getattr(found, name)} {name}, the record says {getattr(recorded, name)}"
+
+
+def _doubled(ids: list[pa.ChunkedArray]) -> Iterator[str]:
+    together = pa.chunked_array([chunk for array in ids for chunk in array.chunks], pa.string())
+    if pc.count_distinct(together).as_py() != len(together):
+        twice = [item["values"] for item in pc.value_counts(together).to_pylist() if item["counts"] > 1]
+        yield f"{len(twice)} ids occur more than once, among them {', '.join(map(repr, twice[:3]))}"
