@@ -177,29 +177,37 @@ class _Planner:
     def _estimate(self, step: Step) -> Estimate:
         """The newest record of the same kind, of the same name if there is one, scaled by the work there is now."""
         earlier = sorted(self._earlier(step.stage.kind), key=lambda artifact: artifact.name != step.name)
-        samples = self._written(step)
         if not earlier:
-            return Estimate(samples=samples)
+            return Estimate()
         record = earlier[0].record
-        scale = self._scale(step, record, samples)
+        scale = self._scale(step, record)
         return Estimate(
             round(record.counts.input * scale), round(record.counts.written * scale), round(record.bytes * scale), record.seconds * scale
         )
 
-    def _scale(self, step: Step, record: Record, samples: int | None) -> float:
+    def _scale(self, step: Step, record: Record) -> float:
+        """Work of `step` against that of an earlier stage, 1 where nothing tells."""
         fields = step.stage.scales_with
         if fields:
-            now, then = ([source.get(name) for name in fields] for source in (step.stage.literals(), record.config))
-            return _product(now) / _product(then)
-        return samples / record.counts.input if samples and record.counts.input else 1.0
+            literals = step.stage.literals()
+            return _product(literals.get(name) for name in fields) / _product(record.config.get(name) for name in fields)
+        now, then = self._samples_into(step), self._samples_before(record)
+        return now / then if now and then else 1.0
 
-    def _written(self, step: Step) -> int | None:
-        """Samples that the first input with samples has, or is expected to have."""
-        for name in step.upstream:
-            above = self.steps[name]
+    def _samples_into(self, step: Step) -> int | None:
+        """Samples of the nearest stage above that has any, made or expected."""
+        for above in (self.steps[name] for name in step.upstream):
             written = above.artifact.record.counts.written if above.artifact else above.estimate.written
-            if written:
-                return written
+            if found := written or self._samples_into(above):
+                return found
+        return None
+
+    def _samples_before(self, record: Record) -> int | None:
+        """The same of an earlier artifact, as far as its inputs are still there."""
+        for info in (info for infos in record.inputs.values() for info in infos):
+            above = self.store.get(info.kind, info.name, info.key)
+            if above and (found := above.record.counts.written or self._samples_before(above.record)):
+                return found
         return None
 
     def _earlier(self, kind: str) -> list[Artifact]:

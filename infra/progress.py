@@ -87,7 +87,7 @@ class Row:
     def line(self) -> str:
         """The row as one plain line."""
         name, status, progress, rate, eta, quarantined, note = self.cells()
-        after = f"after {human_seconds(self.seconds)}" if self.seconds is not None and status != "cached" else ""
+        after = f"after {human_seconds(self.seconds)}" if self.seconds is not None and (self.ended or self.seconds > 1) else ""
         parts = [progress, rate, eta and f"{eta} left", quarantined and f"{quarantined} quarantined", note, after]
         return f"{name}: {status}" + "".join(f", {part}" for part in parts if part)
 

@@ -226,7 +226,7 @@ def _verify(artifact: "Artifact") -> bool:
     """Print what is wrong with an artifact; says whether anything is."""
     from kinetok.pipelines.data.verify import problems
 
-    found = [*artifact.problems(), *problems(artifact)]
+    found = list(problems(artifact))
     click.echo(f"{artifact.folder}: {'fine' if not found else f'{len(found)} problems'}")
     for problem in found:
         click.echo(f"  {problem}")

@@ -12,6 +12,7 @@ class Clips(IndexRecipe, Stage):
 
     kind: Literal["clips"] = "clips"
     version: ClassVar[int] = 1
+    uses_ray: ClassVar[bool] = True
     videos: Annotated[Ref, Produces("ingest")]
 
     def run(self, ctx: StageContext) -> StageResult:

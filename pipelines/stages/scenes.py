@@ -15,6 +15,7 @@ class Scenes(Stage):
 
     kind: Literal["scenes"] = "scenes"
     version: ClassVar[int] = 1
+    scales_with: ClassVar[tuple[str, ...]] = ("count",)
     count: Count = 96
     seed: Annotated[StrictInt, Field(ge=0)] = 0
     size: Annotated[StrictInt, Field(ge=32, multiple_of=2)] = 96

@@ -25,6 +25,8 @@ class Train(Stage, FitConfig):
 
     kind: Literal["train"] = "train"
     version: ClassVar[int] = 1
+    uses_ray: ClassVar[bool] = True
+    scales_with: ClassVar[tuple[str, ...]] = ("steps", "global_batch")
     data: Annotated[Ref, Produces("clips")]
     """The clips to train on; their `val` split is what is evaluated."""
     features: Annotated[Ref, Produces("encode")] | None = None
