@@ -22,6 +22,7 @@ from kinetok.infra.errors import StoreError
 
 _TEMPORARY = ".tmp-"
 _LOCK = ".flock"
+_REFUSALS = ("pre-condition", "PreconditionFailed", "ConditionalRequestConflict", "conditional request")
 READ_BUFFER_BYTES = 8 << 20
 """Read-ahead of streamed reads: unbuffered S3 reads cost one request per tar record."""
 
@@ -69,14 +70,16 @@ class Folder:
         return f"{self.url}/{name}"
 
     def exists(self, name: str) -> bool:
-        return bool(self.fs.exists(self.path(name)))
+        with _clear_errors(self.url):
+            return bool(self.fs.exists(self.path(name)))
 
     def size(self, name: str) -> int:
         return int(self.fs.size(self.path(name)))
 
     def read_bytes(self, name: str) -> bytes:
         """The whole file; raises FileNotFoundError where it is absent."""
-        return cast(bytes, self.fs.cat_file(self.path(name)))
+        with _clear_errors(self.url):
+            return cast(bytes, self.fs.cat_file(self.path(name)))
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes from byte `start` on."""
@@ -99,15 +102,16 @@ class Folder:
                 yield file
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write the file whole, replacing any old one in one step."""
+        """Write the file whole, replacing any old one in one step; raises StoreError where that fails, as all writes do."""
         target = self.path(name)
-        if not self.is_local:
-            self.fs.pipe_file(target, data)
-            return
-        with self._aside(target) as aside, open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with _clear_errors(self.url, writing=target):
+            if not self.is_local:
+                self.fs.pipe_file(target, data)
+                return
+            with _aside(target) as aside, open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
@@ -115,34 +119,37 @@ class Folder:
     def put_file(self, source: Path, name: str) -> None:
         """Move or upload a finished local file to `name` in one step; `source` is gone afterwards."""
         target = self.path(name)
-        if not self.is_local:
-            self.fs.put_file(str(source), target)
-            source.unlink()
-            return
-        with self._aside(target) as aside:
-            shutil.move(source, aside)
+        with _clear_errors(self.url, writing=target):
+            if not self.is_local:
+                self.fs.put_file(str(source), target)
+                source.unlink()
+                return
+            with _aside(target) as aside:
+                shutil.move(source, aside)
 
     def write_if(self, name: str, data: bytes, expected: bytes | None) -> bool:
         """Compare and swap: write only if the file still holds `expected` (None: does not exist). Says whether it wrote."""
         target = self.path(name)
-        if self.is_local:
+        with _clear_errors(self.url, writing=target):
+            if not self.is_local:
+                return _conditional(self.fs, target, data, expected)
             with _locked(target):
                 if _content(target) != expected:
                     return False
                 self.write_bytes(name, data)
                 return True
-        return _conditional(self.fs, target, data, expected)
 
     def remove_if(self, name: str, expected: bytes) -> bool:
         """Compare and delete: remove the file only if it still holds `expected`. Says whether it did."""
         target = self.path(name)
-        if self.is_local:
+        with _clear_errors(self.url, writing=target):
+            if not self.is_local:
+                return _conditional(self.fs, target, None, expected)
             with _locked(target):
                 if _content(target) != expected:
                     return False
                 os.unlink(target)
                 return True
-        return _conditional(self.fs, target, None, expected)
 
     def clear(self, keep: str) -> None:
         """Delete everything inside but the file `keep`."""
@@ -152,13 +159,20 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Delete a file or a whole sub-folder; absent is fine."""
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.rm(self.path(name), recursive=True)
+        target = self.path(name)
+        with _clear_errors(self.url, writing=target), contextlib.suppress(FileNotFoundError):
+            if not self.is_local:
+                self.fs.rm(target, recursive=True)
+            elif Path(target).is_dir():
+                shutil.rmtree(target)
+            else:
+                os.unlink(target)
 
     def files(self, under: str = "") -> dict[str, int]:
         """Every file below `under` by relative name, with its size; temporary files of unfinished writes are left out."""
         root = self.path(under) if under else self.url
-        found = self.fs.find(root, detail=True, withdirs=False)
+        with _clear_errors(self.url):
+            found = self.fs.find(root, detail=True, withdirs=False)
         base = self.fs._strip_protocol(self.url).rstrip("/") + "/"
         return {
             name.removeprefix(base): int(info["size"])
@@ -180,23 +194,52 @@ class Folder:
         return len(left)
 
     def _entries(self) -> list[dict[str, str]]:
-        try:
-            return cast(list[dict[str, str]], self.fs.ls(self.url, detail=True))
-        except FileNotFoundError:
-            return []
+        with _clear_errors(self.url):
+            try:
+                return cast(list[dict[str, str]], self.fs.ls(self.url, detail=True))
+            except FileNotFoundError:
+                return []
 
-    @contextlib.contextmanager
-    def _aside(self, target: str) -> Iterator[str]:
-        """A temporary sibling of `target`, moved over it when the block succeeds and deleted when it does not."""
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        aside = f"{target}{_TEMPORARY}{uuid.uuid4().hex[:8]}"
-        try:
-            yield aside
-            os.replace(aside, target)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(aside)
+
+@contextlib.contextmanager
+def _aside(target: str) -> Iterator[str]:
+    """A temporary sibling of `target`, moved over it when the block succeeds and deleted when it does not."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    aside = f"{target}{_TEMPORARY}{uuid.uuid4().hex[:8]}"
+    try:
+        yield aside
+        os.replace(aside, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+        raise
+
+
+@contextlib.contextmanager
+def _clear_errors(url: str, writing: str | None = None) -> Iterator[None]:
+    """What keeps a store from answering, and every failure of a write, as one StoreError; a failed read keeps its own error."""
+    try:
+        with _unreachable(url):
+            yield
+    except OSError as error:
+        if writing is None:
             raise
+        raise StoreError(
+            f"cannot write {writing}: {error.strerror or error}; see to its space and permissions, or name another store"
+        ) from error
+
+
+@contextlib.contextmanager
+def _unreachable(url: str) -> Iterator[None]:
+    if "://" not in url:
+        yield
+        return
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        yield
+    except BotoCoreError as error:
+        raise StoreError(f"{url} does not answer: {error}; check the AWS_* variables and the network") from error
 
 
 def _filesystem(url: str) -> Any:
@@ -241,8 +284,7 @@ def _conditional(fs: Any, target: str, data: bytes | None, expected: bytes | Non
     condition = {"IfNoneMatch": "*"}
     try:
         if expected is not None:
-            answer = fs.call_s3("get_object", Bucket=bucket, Key=key)
-            condition = {"IfMatch": answer["ETag"]}
+            condition = {"IfMatch": fs.call_s3("head_object", Bucket=bucket, Key=key)["ETag"]}
             if fs.cat_file(target) != expected:
                 return False
         if data is None:
@@ -250,9 +292,9 @@ def _conditional(fs: Any, target: str, data: bytes | None, expected: bytes | Non
         else:
             fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
         return True
-    except (FileNotFoundError, FileExistsError):
-        return False
     except OSError as error:
-        if "PreconditionFailed" in str(error) or "pre-condition" in str(error):
+        # s3fs has no type of its own for 412, and 409 (two conditional puts at once) is as good a refusal.
+        gone = expected is not None and isinstance(error, FileNotFoundError)
+        if gone or isinstance(error, FileExistsError) or any(text in str(error) for text in _REFUSALS):
             return False
         raise

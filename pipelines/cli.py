@@ -1,6 +1,7 @@
 """`kinetok`: the command line. Each command reads its options and calls one function elsewhere.
 
-Everything is imported inside the commands, so that `kinetok --help` answers at once. A KinetokError becomes its message and exit code 1.
+Everything is imported inside the commands, so that `kinetok --help` answers at once. A KinetokError, or a file that cannot be
+read, becomes its message and exit code 1.
 """
 
 import json
@@ -39,7 +40,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except KinetokError as error:
+        except (KinetokError, OSError) as error:
             click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True)
             ctx.exit(1)
 
