@@ -68,5 +68,7 @@ def _read(folder: Folder, parts: list[str], chosen: pa.compute.Expression | None
     if not parts:
         return []
     data = pyarrow.dataset.dataset(parts, format="parquet", filesystem=folder.fs)
+    if chosen is not None and "decision" not in data.schema.names:
+        return []  # the index of token shards lists sound samples only
     found: list[dict[str, object]] = data.to_table(columns=list(COLUMNS), filter=chosen).to_pylist()
     return found

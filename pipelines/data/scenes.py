@@ -67,8 +67,9 @@ def draw_scene(seed: int, number: int, *, frames: int, size: int) -> Scene:
     colours = [COLOURS[i] for i in rng.permutation(len(COLOURS))]
     video_THWC, place = background(rng, canvas, colours[:2])
     actors = []
-    for colour in colours[2 : 2 + int(rng.integers(1, 4))]:
-        cover_THW, phrase = _actor(rng, canvas, colour[0])
+    # No two shapes go the same way: one could hide the other in every frame.
+    for colour, path in zip(colours[2 : 2 + int(rng.integers(1, 4))], rng.permutation(PATHS), strict=False):
+        cover_THW, phrase = _actor(rng, canvas, colour[0], int(path))
         video_THWC += cover_THW[..., None] * (np.array(colour[1], np.float32) - video_THWC)
         actors.append(phrase)
     caption = actors[0] + f" {place}" + "".join(f" while {phrase}" if i == 0 else f" and {phrase}" for i, phrase in enumerate(actors[1:]))
@@ -79,8 +80,9 @@ def encode_mp4(pixels_THWC: NDArray[np.uint8], fps: int) -> bytes:
     """H.264 in MP4; one thread, so that the bytes do not depend on the machine's cores."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        options = {"crf": "18", "preset": "veryfast", "threads": "1"}
-        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast"})
+        # As an option, `threads` is overridden by PyAV, and x264 with several threads gives other bytes each time.
+        stream.codec_context.thread_count = 1
         stream.height, stream.width = pixels_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for pixels_HWC in pixels_THWC:
@@ -177,11 +179,14 @@ def _landscape(rng: np.random.Generator, canvas: Canvas, colours: list[Colour]) 
 BACKGROUNDS = (_gradient, _clouds, _stripes, _landscape, _checkerboard)
 
 
-def _actor(rng: np.random.Generator, canvas: Canvas, colour: str) -> tuple[Floats, str]:
+PATHS = 6
+
+
+def _actor(rng: np.random.Generator, canvas: Canvas, colour: str, way: int) -> tuple[Floats, str]:
     """Coverage of one moving shape and its phrase."""
     radius, shape = rng.uniform(0.2, 0.42), ("disc", "square", "bar", "ring", "triangle")[int(rng.integers(5))]
     turns = shape in ("square", "bar", "triangle") and bool(rng.integers(2))
-    x_T, y_T, path = _path(rng, canvas, float(radius))
+    x_T, y_T, path = _path(rng, canvas, float(radius), way)
     angle_T = rng.uniform(0, np.pi) + (rng.choice([-1, 1]) * rng.uniform(1.5, 3.5) * canvas.time_T11 if turns else 0 * canvas.time_T11)
     dx, dy = canvas.x_1W - x_T, canvas.y_H1 - y_T
     if shape in ("disc", "ring"):
@@ -208,11 +213,10 @@ def _polygon(shape: str, u: Floats, v: Floats, radius: np.float32) -> Floats:
     return np.maximum(np.abs(u) - long, np.abs(v) - short)
 
 
-def _path(rng: np.random.Generator, canvas: Canvas, radius: float) -> tuple[Floats, Floats, str]:
+def _path(rng: np.random.Generator, canvas: Canvas, radius: float, kind: int) -> tuple[Floats, Floats, str]:
     """Centre over time, and how it moves."""
     time = canvas.time_T11
     rest, reach = rng.uniform(-0.6, 0.6), 1 + 0.3 * radius
-    kind = int(rng.integers(6))
     if kind < 4:
         moving = ((2 * time - 1) * reach * (1 if kind % 2 == 0 else -1)).astype(np.float32)
         resting = np.full_like(time, rest)

@@ -43,10 +43,11 @@ def encode(
     file = io.BytesIO()
     base = Fraction(1, 90_000) if times is not None else 1 / Fraction(rate)
     with av.open(file, "w", format=container) as box:
-        options = {"crf": "4", "preset": "veryfast", "threads": "1", "bf": "3", "g": "12"} if codec == "libx264" else {}
+        options = {"crf": "4", "preset": "veryfast", "bf": "3", "g": "12"} if codec == "libx264" else {}
         stream = box.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pix_fmt
+        stream.codec_context.thread_count = 1
         stream.codec_context.time_base = base
         if pixel_aspect is not None:
             stream.codec_context.sample_aspect_ratio = pixel_aspect
