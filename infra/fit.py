@@ -9,6 +9,7 @@ neither torch nor Ray, because planning a job reads the configuration only.
 import concurrent.futures
 import json
 import threading
+import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from kinetok.infra.training import Feed, Trainable
 
 RUN = "_work/ray"
-STOP = "_work/stop"
-OUTCOME = "_work/outcome.json"
+TURN = "_work/turn"
+"""Holds the id of the call of `fit` whose workers may go on; workers that find another there, or none, stop."""
+OUTCOMES = "_work/outcomes"
 ATTEMPTS = "_work/attempts"
 SUMMARY = "training.json"
 FOLLOW_SECONDS = 1.0
@@ -124,18 +126,23 @@ def fit(
 
     launch.start_ray()
     launch.require_capacity(resources)
-    for leftover in (STOP, OUTCOME):
-        out.remove(leftover)
+    turn = uuid.uuid4().hex
+    out.write_text(TURN, turn)
     checkpoint.sweep(out / RUN)
-    work = Work(build, train, validation, config, out, resources)
+    work = Work(build, train, validation, config, out, resources, turn)
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="ray train") as pool:
         running = pool.submit(launch.run_workers, work)
         _follow(running, config.steps, out, progress, stop)
-    return _conclude(running, config, out)
+    return _conclude(running, config, out, turn)
+
+
+def outcome_name(turn: str) -> str:
+    """Where the workers of one turn say how it ended."""
+    return f"{OUTCOMES}/{turn}.json"
 
 
 def _follow(running: "concurrent.futures.Future[None]", steps: int, out: Folder, progress: Progress, stop: threading.Event) -> None:
-    """Tell `progress` the last logged step until the workers have ended; on a wish to stop, leave the marker they look for."""
+    """Tell `progress` the last logged step until the workers have ended; on a wish to stop, end their turn."""
     asked = False
     while not concurrent.futures.wait([running], timeout=FOLLOW_SECONDS).done:
         line = last_line(out)
@@ -144,18 +151,18 @@ def _follow(running: "concurrent.futures.Future[None]", steps: int, out: Folder,
         except Cancelled:
             stop.set()
         if stop.is_set() and not asked:
-            out.write_text(STOP, "")
+            out.write_text(TURN, "")
             asked = True
 
 
-def _conclude(running: "concurrent.futures.Future[None]", config: FitConfig, out: Folder) -> dict[str, float]:
+def _conclude(running: "concurrent.futures.Future[None]", config: FitConfig, out: Folder, turn: str) -> dict[str, float]:
     """Raise what ended the run, or write `training.json` and return the last figures."""
     failure = running.exception()
-    if not out.exists(OUTCOME):
+    if not out.exists(outcome_name(turn)):
         if failure is not None:
             raise failure
         raise TrainingError("the training workers ended without an outcome; run the job again to continue from the last checkpoint")
-    outcome = json.loads(out.read_text(OUTCOME))
+    outcome = json.loads(out.read_text(outcome_name(turn)))
     if "error" in outcome:
         kind: type[KinetokError] = getattr(errors, outcome["error"])
         raise kind(outcome["message"])

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinetok.infra.errors import Cancelled, ConfigError, KinetokError, TrainingError
-from kinetok.infra.fit import ATTEMPTS, OUTCOME, RUN
+from kinetok.infra.fit import ATTEMPTS, RUN, outcome_name
 from kinetok.infra.stage import Resources
-from kinetok.infra.storage import Folder
 from kinetok.infra.wheel import build_wheel
 
 if TYPE_CHECKING:
@@ -44,7 +43,8 @@ def start_ray(*, cpus: int | None = None) -> None:
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, runtime_env=shipped())
+        # A submitted Ray job came with its own modules, and Ray refuses a second set.
+        ray.init(log_to_driver=False, runtime_env=None if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else shipped())
         return
     ray.init(
         num_cpus=cpus or os.cpu_count(),
@@ -111,7 +111,7 @@ def _worker(config: dict[str, "Work"]) -> None:
     from kinetok.infra.training import Loop
 
     work, session = config["work"], RaySession()
-    if work.out.exists(OUTCOME):
+    if work.out.exists(outcome_name(work.turn)):
         return
     try:
         loop = Loop(work, session)
@@ -120,12 +120,12 @@ def _worker(config: dict[str, "Work"]) -> None:
         began = time.monotonic()
         frozen = loop.run()
         if session.rank == 0:
-            _write_outcome(work.out, {"seconds": time.monotonic() - began, "frozen": frozen})
+            _write_outcome(work, {"seconds": time.monotonic() - began, "frozen": frozen})
     except (TrainingError, Cancelled) as error:
         # Every rank raises these alike, so all of them return and nothing waits for a lost peer.
-        _write_outcome(work.out, {"error": type(error).__name__, "message": str(error)})
+        _write_outcome(work, {"error": type(error).__name__, "message": str(error)})
     except KinetokError as error:
-        _write_outcome(work.out, {"error": type(error).__name__, "message": str(error)})
+        _write_outcome(work, {"error": type(error).__name__, "message": str(error)})
         raise
 
 
@@ -166,8 +166,8 @@ def _note_attempt(work: "Work", loop: "Loop") -> None:
     work.out.write_text(f"{ATTEMPTS}/{len(earlier):04d}.json", json.dumps(entry))
 
 
-def _write_outcome(out: Folder, outcome: dict[str, object]) -> None:
-    out.write_text(OUTCOME, json.dumps(outcome))
+def _write_outcome(work: "Work", outcome: dict[str, object]) -> None:
+    work.out.write_text(outcome_name(work.turn), json.dumps(outcome))
 
 
 def _first_line(error: Exception) -> str:

@@ -24,7 +24,7 @@ from kinetok.infra import checkpoint
 from kinetok.infra.checkpoint import Saved
 from kinetok.infra.engine import Engine, EngineSettings, make_engine
 from kinetok.infra.errors import Cancelled, ConfigError, TrainingError
-from kinetok.infra.fit import STOP, FitConfig, accumulation
+from kinetok.infra.fit import TURN, FitConfig, accumulation
 from kinetok.infra.metrics_log import MetricsLog
 from kinetok.infra.optim import Average, local, lr_factor, named, whole
 from kinetok.infra.stage import Resources
@@ -97,6 +97,8 @@ class Work:
     config: FitConfig
     out: Folder
     resources: Resources
+    turn: str
+    """The call of `fit` it comes from."""
 
 
 class Loop:
@@ -131,7 +133,7 @@ class Loop:
             rank=self.session.rank,
             world=self.session.world,
         )
-        with _stop_flag(self.work.out, enabled=self.first) as stop:
+        with _stop_flag(self.work, enabled=self.first) as stop:
             since, before = time.perf_counter(), self.start
             for step in range(self.start + 1, self.config.steps + 1):
                 self.step(step, [self._to_device(next(batches)) for _ in range(self.accumulation)])
@@ -347,17 +349,17 @@ def _seed(seed: int, step: int, rank: int) -> None:
 
 
 @contextlib.contextmanager
-def _stop_flag(out: Folder, *, enabled: bool) -> Iterator[threading.Event]:
-    """Set once the marker that asks the run to stop lies in the store; looked for off the training thread."""
+def _stop_flag(work: Work, *, enabled: bool) -> Iterator[threading.Event]:
+    """Set once the store says that the turn of this run is over: asked to stop, or another took its place."""
     stop, ended = threading.Event(), threading.Event()
 
     def watch() -> None:
-        while not ended.wait(1.0):
-            if out.exists(STOP):
-                stop.set()
+        while _has_turn(work):
+            if ended.wait(1.0):
                 return
+        stop.set()
 
-    thread = threading.Thread(target=watch, name="stop marker", daemon=True)
+    thread = threading.Thread(target=watch, name="turn of training", daemon=True)
     if enabled:
         thread.start()
     try:
@@ -366,3 +368,10 @@ def _stop_flag(out: Folder, *, enabled: bool) -> Iterator[threading.Event]:
         ended.set()
         if enabled:
             thread.join()
+
+
+def _has_turn(work: Work) -> bool:
+    try:
+        return work.out.read_text(TURN) == work.turn
+    except FileNotFoundError:
+        return False

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from kinetok.infra import training
 from kinetok.infra.errors import Cancelled, ConfigError, TrainingError
-from kinetok.infra.fit import STOP, FitConfig, PlayerConfig
+from kinetok.infra.fit import TURN, FitConfig, PlayerConfig
 from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
@@ -167,12 +167,15 @@ class Interrupted(Exception):
     """Stands for a kill."""
 
 
-def run_loop(folder: Path, rank: int, world: int, build: Any, config: FitConfig, resources: dict[str, Any], until: int = 0) -> None:
+def run_loop(
+    folder: Path, rank: int, world: int, build: Any, config: FitConfig, resources: dict[str, Any], until: int = 0, turn: str = "mine"
+) -> None:
     """One worker's run; ends quietly where `until` interrupts it."""
     out = Folder(str(folder))
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     sizes = {"batch_size": 2, "workers": world} | resources
-    work = Work(build, Numbers(), Numbers(11), config, out, Resources(**sizes))
+    work = Work(build, Numbers(), Numbers(11), config, out, Resources(**sizes), turn)
+    out.write_text(TURN, "mine")
     with contextlib.suppress(Interrupted):
         Loop(work, FolderSession(folder / "checkpoints", rank, world, until)).run()
 
@@ -367,11 +370,10 @@ def test_frozen_weights_are_watched_and_in_no_checkpoint(tmp_path: Path) -> None
         alone_run(tmp_path / "melting", Melting)
 
 
-def test_stop_marker_ends_the_run(tmp_path: Path) -> None:
-    Folder(str(tmp_path)).write_text(STOP, "")
+def test_ends_when_its_turn_is_over(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"steps": 10**6, "checkpoint_every": 10**6})
     with pytest.raises(Cancelled, match="stop"):
-        alone_run(tmp_path, config=config)
+        run_loop(tmp_path, 0, 1, Toy, config, {}, turn="another")
 
 
 def test_bf16_keeps_weights_in_fp32(tmp_path: Path) -> None:

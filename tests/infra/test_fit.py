@@ -1,0 +1,216 @@
+"""`fit` on real Ray Train workers: killed, stopped and failing ones; and what it refuses before any of them starts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kinetok.infra import errors
+from kinetok.infra.errors import Cancelled, ConfigError, DataError
+from kinetok.infra.fit import FitConfig, PlayerConfig, _conclude, accumulation, fit, outcome_name
+from kinetok.infra.metrics_log import read_metrics
+from kinetok.infra.stage import Resources
+from kinetok.infra.storage import Folder
+from kinetok.infra.training import Batch
+
+CONFIG = FitConfig(steps=12, global_batch=8, optimizers={"model": PlayerConfig(lr=0.02)}, eval_every=6, checkpoint_every=3, log_every=2)
+
+
+class Regressor(nn.Module):
+    """Player; kills its own process, or its parent's, at step 7 where `victim` says so, once."""
+
+    def __init__(self, flag: Path | None = None, victim: int = 0) -> None:
+        super().__init__()
+        self.net = nn.Linear(6, 1)
+        self.flag, self.victim = flag, victim
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.flag is not None and step == 7 and not self.flag.exists():
+            self.flag.touch()
+            os.kill(self.victim or os.getpid(), signal.SIGKILL)
+        return (self.net(batch["x"]).squeeze(1) - batch["y"]).pow(2).mean(), {}
+
+
+class Toy:
+    """One linear player, one frozen module."""
+
+    def __init__(self, flag: Path | None = None, victim: int = 0) -> None:
+        self.frozen = {"lower": nn.Linear(2, 2)}
+        self.players = {"model": Regressor(flag, victim)}
+
+    def active(self, player: str, step: int) -> bool:
+        return True
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        return {"error": (self.players["model"].net(batch["x"]).squeeze(1) - batch["y"]).abs()}
+
+    def digest(self, module: nn.Module) -> str:
+        return module.weight.detach().numpy().tobytes().hex()
+
+    def export(self, folder: Path) -> None:
+        save_file(self.players["model"].state_dict(), folder / "model.safetensors")
+
+
+class Numbers:
+    """Fixed random samples in rising order; `bad` fails as a damaged source would."""
+
+    def __init__(self, samples: int = 37, bad: bool = False) -> None:
+        self.samples, self.bad = samples, bad
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def batches(self, *, start: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
+        if self.bad and rank == 0:
+            raise DataError("clip 7 is damaged")
+        x = torch.randn(self.samples, 6, generator=torch.Generator().manual_seed(1))
+        position = start + rank * batch
+        while True:
+            rows = torch.arange(position, position + batch) % self.samples
+            yield {"x": x[rows], "y": x[rows].sum(1), "seed_B": rows}
+            position += batch * world
+
+
+@pytest.fixture
+def by_value(ray_cluster: None) -> Iterator[None]:
+    """Workers cannot import this module, so its classes travel whole."""
+    from ray import cloudpickle
+
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    yield
+    cloudpickle.unregister_pickle_by_value(module)
+
+
+def quiet(**_: object) -> None:
+    """A `Progress` that nobody looks at."""
+
+
+def run(
+    out: Path, build: Any = Toy, feed: Any = None, config: FitConfig = CONFIG, progress: Any = quiet, **resources: Any
+) -> dict[str, float]:
+    feed = Numbers() if feed is None else feed
+    sizes = Resources(**{"batch_size": 2, "cpus": 1.0, **resources})
+    return fit(build, feed, Numbers(), config, out=Folder(str(out)), resources=sizes, progress=progress, stop=threading.Event())
+
+
+def assert_undisturbed(out: Path) -> None:
+    """The model is the one that a loop by hand makes, and the metrics hold each logged step once."""
+    from kinetok.infra.training import _seed
+
+    _seed(CONFIG.seed, 0, 0)
+    toy = Toy()
+    optimizer = torch.optim.AdamW(toy.players["model"].parameters(), betas=(0.9, 0.95), weight_decay=0)
+    for step, batch in zip(range(1, 13), Numbers().batches(start=0, batch=8, rank=0, world=1), strict=False):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 + torch.cos(torch.tensor(torch.pi * (step - 1) / 12))).item()
+        optimizer.zero_grad()
+        toy.players["model"](batch, step)[0].backward()
+        torch.nn.utils.clip_grad_norm_(toy.players["model"].parameters(), 1.0)
+        optimizer.step()
+    torch.testing.assert_close(load_file(out / "model" / "model.safetensors"), toy.players["model"].state_dict(), rtol=1e-4, atol=1e-5)
+    assert [line["step"] for line in read_metrics(Folder(str(out)))] == [2, 3, 4, 6, 8, 9, 10, 12]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_survives_a_killed_worker_in_a_thread(by_value: None, tmp_path: Path) -> None:
+    flag, out = tmp_path / "killed", tmp_path / "out"
+    with ThreadPoolExecutor() as pool:
+        figures = pool.submit(run, out, lambda: Toy(flag), workers=2).result()
+    assert flag.exists()
+    assert_undisturbed(out)
+    summary = json.loads((out / "training.json").read_text())
+    assert summary["restarts"] == 1
+    assert [attempt["first_step"] for attempt in summary["attempts"]] in ([1, 1], [1, 4], [1, 7])
+    assert summary["frozen"]["lower"]["before"] == summary["frozen"]["lower"]["after"] != ""
+    assert summary["metrics"] == figures
+    assert figures["val/error"] > 0
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_continues_after_a_killed_driver(by_value: None, tmp_path: Path) -> None:
+    flag, out = tmp_path / "killed", tmp_path / "out"
+    script = f"""
+        import importlib.util, os, sys
+        from pathlib import Path
+        spec = importlib.util.spec_from_file_location("test_fit", {__file__!r})
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["test_fit"] = module
+        spec.loader.exec_module(module)
+        from kinetok.infra.launch import start_ray
+        from ray import cloudpickle
+        cloudpickle.register_pickle_by_value(module)
+        start_ray(cpus=2)
+        driver = os.getpid()
+        module.run(Path({str(out)!r}), lambda: module.Toy(Path({str(flag)!r}), driver))
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, text=True, timeout=200)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    orphan = out / "_work" / "ray" / "checkpoint_orphan"
+    orphan.mkdir()
+    run(out)
+    assert not orphan.exists()
+    assert_undisturbed(out)
+    assert json.loads((out / "training.json").read_text())["restarts"] == 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_stops_when_asked(by_value: None, tmp_path: Path) -> None:
+    def progress(*, done: int, **_: object) -> None:
+        if done:
+            raise Cancelled("the run was asked to stop")
+
+    with pytest.raises(Cancelled, match="asked to stop at step"):
+        run(tmp_path, config=CONFIG.model_copy(update={"steps": 10**7, "checkpoint_every": 10**7, "log_every": 100}), progress=progress)
+    assert not (tmp_path / "training.json").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_bad_data_ends_the_run_without_further_restarts(by_value: None, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="clip 7 is damaged"):
+        run(tmp_path, feed=Numbers(bad=True), max_failures=5)
+    assert len(list((tmp_path / "_work" / "attempts").iterdir())) == 1
+
+
+@pytest.mark.ray
+def test_more_workers_than_the_cluster_can_hold_is_an_error(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="4 workers x 2 CPU need 8 CPU, the cluster has 4: lower workers or cpus"):
+        run(tmp_path, workers=4, cpus=2.0, batch_size=1)
+
+
+def test_global_batch_must_divide() -> None:
+    assert accumulation(CONFIG, Resources(workers=2, batch_size=2)) == 2
+    with pytest.raises(ConfigError, match="batch_size 3 x workers 1: nearest valid global_batch 6 or 9, nearest valid batch_size 2"):
+        accumulation(CONFIG, Resources(batch_size=3))
+    with pytest.raises(ConfigError, match="nearest valid global_batch 12, nearest valid batch_size none with 3 workers"):
+        accumulation(CONFIG, Resources(workers=3, batch_size=4))
+
+
+def test_an_empty_feed_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="training feed is empty"):
+        run(tmp_path, feed=Numbers(samples=0))
+
+
+@pytest.mark.parametrize("name", ["TrainingError", "DataError", "Cancelled"])
+def test_errors_cross_the_cluster_as_themselves(tmp_path: Path, name: str) -> None:
+    out = Folder(str(tmp_path))
+    out.write_text(outcome_name("turn"), json.dumps({"error": name, "message": "why"}))
+    running: Future[None] = Future()
+    running.set_exception(RuntimeError("worker group failed"))
+    with pytest.raises(getattr(errors, name), match="why"):
+        _conclude(running, CONFIG, out, "turn")

@@ -1,0 +1,55 @@
+"""Ray as this package starts it, and what its workers import."""
+
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from kinetok.infra import launch
+from kinetok.infra.errors import ConfigError
+from kinetok.infra.stage import Resources
+
+
+@pytest.mark.ray
+def test_a_second_start_joins_the_first(ray_cluster: None) -> None:
+    import ray
+
+    before = ray.get_runtime_context().gcs_address
+    launch.start_ray()
+    assert ray.get_runtime_context().gcs_address == before
+
+
+@pytest.mark.ray
+def test_capacity_counts_gpus_too(ray_cluster: None) -> None:
+    launch.require_capacity(Resources(workers=4, cpus=1))
+    with pytest.raises(ConfigError, match="1 workers x 1 GPU need 1 GPU, the cluster has 0: lower workers or gpus"):
+        launch.require_capacity(Resources(gpus=1))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_elsewhere_import_the_shipped_wheel_and_hugging_face(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    checkout = Path(__file__).parents[2]
+    shutil.copytree(checkout / "tokenizers", tmp_path / "tokenizers", ignore=shutil.ignore_patterns("__pycache__"))
+    driver = f"""
+        import ray
+        from kinetok.infra.launch import shipped
+
+        @ray.remote
+        def imported():
+            import pathlib, tokenizers, kinetok.infra.launch
+            assert pathlib.Path("tokenizers/base.py").is_file(), "the job's folder is the current one"
+            return kinetok.infra.launch.__file__, tokenizers.__file__
+
+        ray.init(address={ray.get_runtime_context().gcs_address!r}, runtime_env={{**shipped(), "working_dir": {str(tmp_path)!r}}})
+        print(*ray.get(imported.remote()), sep="\\n")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(driver)], check=True, capture_output=True, text=True)
+    ours, theirs = done.stdout.splitlines()[-2:]
+    assert "py_modules" in ours
+    assert Path(theirs).is_relative_to(sys.prefix)

@@ -1,0 +1,53 @@
+"""Closed forms of the schedule and the average."""
+
+import pytest
+import torch
+from torch import nn
+
+from kinetok.infra.fit import PlayerConfig
+from kinetok.infra.optim import Average, adamw, ema_decay, lr_factor
+
+
+def test_warm_up_is_linear_and_ends_at_the_peak() -> None:
+    config = PlayerConfig(lr=1.0, warmup=4)
+    assert [lr_factor(step, 12, config) for step in range(1, 6)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_cosine_falls_to_half_in_the_middle_and_towards_zero() -> None:
+    config = PlayerConfig(lr=1.0, warmup=2)
+    assert lr_factor(8, 12, config) == pytest.approx(0.5)
+    factors = [lr_factor(step, 12, config) for step in range(3, 13)]
+    assert factors == sorted(factors, reverse=True)
+    assert 0 < factors[-1] < 0.03
+
+
+def test_constant_stays_at_the_peak_and_a_long_warm_up_never_reaches_it() -> None:
+    assert lr_factor(12, 12, PlayerConfig(lr=1.0, schedule="constant")) == 1.0
+    assert lr_factor(12, 12, PlayerConfig(lr=1.0, warmup=24)) == 0.5
+
+
+def test_the_decay_of_the_average_grows_up_to_its_limit() -> None:
+    assert ema_decay(1, 0.999) == pytest.approx(2 / 11)
+    assert ema_decay(10**6, 0.999) == 0.999
+
+
+def test_the_average_of_constant_weights_is_the_weights() -> None:
+    player = nn.Linear(3, 2)
+    average = Average({"model": player}, 0.9)
+    for step in range(1, 4):
+        average.update(step)
+    torch.testing.assert_close(dict(average.full()), {f"model.{name}": p.detach() for name, p in player.named_parameters()})
+
+
+def test_the_average_continues_from_what_it_yielded() -> None:
+    player, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    average, second = Average({"model": player}, 0.9), Average({"model": other}, 0.9)
+    second.load(dict(average.full()))
+    torch.testing.assert_close(dict(second.full()), dict(average.full()))
+
+
+def test_biases_and_norms_are_not_decayed() -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    module[1].weight.requires_grad_(False)
+    groups = adamw(module, PlayerConfig(lr=1.0, weight_decay=0.1)).param_groups
+    assert [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups] == [(0.1, [2]), (0.0, [1, 1])]
