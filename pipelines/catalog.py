@@ -5,12 +5,14 @@ from kinetok.pipelines.stages.clips import Clips
 from kinetok.pipelines.stages.encode import Encode
 from kinetok.pipelines.stages.evaluate import Evaluate
 from kinetok.pipelines.stages.ingest import Ingest
+from kinetok.pipelines.stages.model import Model
 from kinetok.pipelines.stages.scenes import Scenes
 from kinetok.pipelines.stages.train import Train
 
 STAGES: tuple[type[Stage], ...] = (
     Scenes,
     Ingest,
+    Model,
     Clips,
     Train,
     Encode,

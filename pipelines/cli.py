@@ -168,6 +168,25 @@ def pack(folder: str, out: str, csv: str | None, shard_bytes: int) -> None:
 
 
 @main.command()
+@click.option("--model", required=True, help="A folder, an artifact of $KINETOK_STORE, or models:/name@alias.")
+@click.option("--source", required=True, help="Tars (s3://b/{000000..000099}.tar) or a folder of videos.")
+@click.option("--out", required=True, help="Folder or s3:// prefix; give the same again to continue.")
+@click.option("--csv", help="Captions and ids in WebVid's columns, for a folder.")
+@click.option("--fps", default=8.0, show_default=True)
+@click.option("--frames", default=17, show_default=True, help="Of one clip; a video is cut into as many as it has.")
+@click.option("--size", default=256, show_default=True, help="Pixels of an edge, a multiple of what the model compresses.")
+@click.option("--batch-size", default=4, show_default=True)
+@click.option("--workers", default=1, show_default=True, help="Model actors.")
+@click.option("--gpus", default=0.0, show_default=True, help="Of one actor.")
+def tokenize(model: str, source: str, out: str, csv: str | None, **options: float) -> None:
+    """Turn videos into token shards with a finished tokenizer; no job file needed."""
+    from kinetok.pipelines.tokenize import settings, summary, tokenize
+
+    recipe, resources = settings(**options)
+    _console().print(summary(tokenize(model, source, out, csv=csv, recipe=recipe, resources=resources)))
+
+
+@main.command()
 @_store
 @click.option("--uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server; without it, the database in the store.")
 @click.option("--experiment", default="kinetok", show_default=True)

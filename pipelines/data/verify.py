@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from kinetok.infra.artifact import MANIFEST, Artifact, Counts
-from kinetok.infra.fingerprint import Plain
+from kinetok.infra.artifact import Artifact, Counts
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.tars import DamagedShard, Member, read_members
 from kinetok.pipelines.data.token_shards import index_name, member_name, quarantine_name, shard_name
@@ -49,7 +48,7 @@ def _table(folder: Folder, name: str, columns: list[str]) -> pa.Table | _Unreada
 
 
 def _clips(artifact: Artifact) -> Iterator[str]:
-    lines = {str(line["path"]): line for line in _manifest(artifact.folder)}
+    rows = {str(line["path"]): line["count"] for line in artifact.manifest()}
     total: Counter[str] = Counter()
     ids: list[pa.ChunkedArray] = []
     for name in artifact.folder.files("index"):
@@ -57,10 +56,9 @@ def _clips(artifact: Artifact) -> Iterator[str]:
         if isinstance(part, _Unreadable):
             yield part.sentence
             continue
+        if len(part) != rows.get(name, len(part)):
+            yield f"{name}: {len(part)} rows, the manifest says {rows[name]}"
         found = Counter(part["decision"].to_pylist())
-        line = lines.get(name, {})
-        differing = [f"{found[decision]} {decision}, the manifest says {line.get(decision)}" for decision in DECISIONS]
-        yield from (f"{name}: {text}" for decision, text in zip(DECISIONS, differing, strict=True) if found[decision] != line.get(decision))
         total += found
         ids.append(part["id"])
     counts = Counts(input=total.total(), **{count: total[decision] for decision, count in DECISIONS.items()})
@@ -121,10 +119,6 @@ def _tensors(name: str, member: Member) -> Iterator[str]:
         load(member.data)
     except SafetensorError as error:
         yield f"{name}: {member.name} cannot be read ({error})"
-
-
-def _manifest(folder: Folder) -> list[dict[str, Plain]]:
-    return [json.loads(line) for line in folder.read_text(MANIFEST).splitlines()] if folder.exists(MANIFEST) else []
 
 
 def _compare(found: Counts, recorded: Counts) -> Iterator[str]:

@@ -64,6 +64,7 @@ def encode(ctx: StageContext, index: "ClipIndex", encoding: "Encoding", max_bad_
     due = [shard for shard in range(len(index.shards)) if shard not in lines]
     finished: list[Committed] = []
     began = time.perf_counter()
+    ctx.progress(done=_counts(lines.values()).input, total=len(index), unit="clips")
     for shard in encode_shards(index, due, encoding, ctx.out) if due else ():
         lines[shard.number] = shard.lines
         finished.append(shard)

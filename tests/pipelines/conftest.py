@@ -49,6 +49,11 @@ def video_bytes(seed: int, windows: int) -> bytes:
     return file.getvalue()
 
 
+@pytest.fixture(name="video_bytes")
+def video_bytes_fixture() -> Callable[[int, int], bytes]:
+    return video_bytes
+
+
 @pytest.fixture
 def make_clips(tmp_path: Path) -> MakeClips:
     """make_clips(videos, windows=2, shard_clips=4, bad=(), val=()): a `clips` artifact; video numbers in `bad` no longer decode."""

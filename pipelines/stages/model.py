@@ -1,0 +1,39 @@
+"""`model`: a tokenizer that was trained elsewhere, brought into the store as an artifact so that lineage begins with it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ClassVar, Literal
+
+from kinetok.infra.fingerprint import Plain
+from kinetok.infra.stage import Stage, StageContext, StageResult
+
+
+class Model(Stage):
+    """A copy of the tokenizer at `where` in `model/`. Its identity is the weights, not the address they came from."""
+
+    kind: Literal["model"] = "model"
+    version: ClassVar[int] = 1
+    where: str
+    """What `kinetok.load` takes: a folder, an artifact of the store, or `models:/name@alias`."""
+
+    def literals(self) -> dict[str, Plain]:
+        """Nothing: the same weights elsewhere are the same model."""
+        return {}
+
+    def facts(self) -> Mapping[str, Plain]:
+        """Config and weights digest of what is at `where` now. Raises StoreError where there is no model."""
+        from kinetok.pipelines.models import load
+
+        model = load(self.where)
+        return {"config": model.config.model_dump(mode="json"), "weights": model.spec().weights}
+
+    def run(self, ctx: StageContext) -> StageResult:
+        from kinetok.pipelines.models import load
+
+        model = load(self.where)
+        with TemporaryDirectory(prefix="kinetok-") as copy:
+            model.save_pretrained(copy)
+            for path in [path for path in Path(copy).rglob("*") if path.is_file()]:
+                ctx.out.put_file(path, f"model/{path.relative_to(copy)}")
+        return StageResult({"parameters": float(sum(parameter.numel() for parameter in model.parameters()))})
