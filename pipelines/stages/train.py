@@ -65,9 +65,9 @@ def build_trainable(model: TokenizerConfig, objective: ObjectiveConfig, lower: A
 
 
 def _open(lower: Artifact | None) -> "Tokenizer | None":
-    from kinetok.pipelines.models import open_model
+    from kinetok.pipelines.models import model_folder, open_model
 
-    return None if lower is None else open_model(lower.folder / "model")
+    return None if lower is None else open_model(model_folder(lower))
 
 
 def _require_contract(features: Artifact, lower: Artifact | None) -> None:

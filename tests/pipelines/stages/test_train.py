@@ -1,0 +1,143 @@
+"""`train`: a base model on real workers, then a grown one on it in this process, with features cached or computed (contract 5)."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+from kinetok.infra.artifact import Artifact, Counts
+from kinetok.infra.errors import ConfigError, ContractError
+from kinetok.infra.fit import TURN
+from kinetok.infra.metrics_log import read_metrics
+from kinetok.infra.stage import Resources, StageContext, StageResult
+from kinetok.infra.storage import Folder
+from kinetok.infra.training import Loop, Work
+from kinetok.pipelines.data.clip_index import ClipIndex
+from kinetok.pipelines.data.token_shards import SPEC_FILE, Sample, write_shard
+from kinetok.pipelines.models import load, open_model
+from kinetok.pipelines.stages import train
+from kinetok.pipelines.stages.train import Train
+
+BASE: dict[str, Any] = {
+    "data": "clips",
+    "model": {"kind": "causal", "channels": 8, "mult": [1, 1, 1], "strides": [[2, 2], [2, 2]], "blocks": 1, "z": 4, "groups": 4},
+    "steps": 4,
+    "global_batch": 4,
+    "optimizers": {"autoencoder": {"lr": 1e-3}},
+    "ema": 0.9,
+    "log_every": 1,
+}
+GROWN = BASE | {"lower": "base", "model": {"kind": "grown", "blocks": 1, "groups": 4}}
+Finish = Callable[[Folder, str, Counts], Artifact]
+
+
+class Alone:
+    """The `Session` of a run in this process that never checkpoints."""
+
+    rank, local_rank, world, device = 0, 0, 1, torch.device("cpu")
+
+    @contextlib.contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        yield None
+
+    def report(self, step: int, folder: Path) -> None:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`fit` without Ray."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = str(sock.getsockname()[1])
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+
+    def fit(build: Any, feed: Any, validation: Any, config: Any, *, out: Folder, resources: Resources, **_: object) -> dict[str, float]:
+        out.write_text(TURN, "mine")
+        Loop(Work(build, feed, validation, config, out, resources, "mine"), Alone()).run()
+        return {}
+
+    monkeypatch.setattr(train, "fit", fit)
+    torch.distributed.init_process_group("gloo")
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def run(fields: dict[str, Any], out: Folder, **inputs: Artifact) -> StageResult:
+    stage = Train.model_validate(fields)
+    ctx = StageContext("stage", "0" * 16, inputs, out, Resources(batch_size=2, cpus=1), lambda **_: None, threading.Event())
+    return stage.run(ctx)
+
+
+def untrained(out: Folder, finish: Finish) -> Artifact:
+    """A base model as `train` leaves it, without the training."""
+    torch.manual_seed(0)
+    stage = Train.model_validate(BASE)
+    train.build_trainable(stage.model, stage.objective, None).export(out.local / "model")
+    return finish(out, "train", Counts())
+
+
+def cached(clips: Artifact, base: Artifact, finish: Finish) -> Artifact:
+    """Features of every clip, as `encode` would store them in float32."""
+    index, out, model = ClipIndex.open(clips), Folder(f"{clips.folder}-features"), open_model(base.folder / "model")
+    changes = {"content": "features", "recipe": index.recipe, "channels": model.feature_channels}
+    out.write_text(SPEC_FILE, model.spec().model_copy(update=changes).model_dump_json())
+    for shard, rows in enumerate(index.shards):
+        samples = []
+        for place, row in enumerate(rows):
+            video = torch.from_numpy(index.read_clip(int(row))).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+            with torch.no_grad():
+                made = model.growth_features(video)
+            tensors = {"full": made.full_BDthw[0].contiguous(), "key": made.key_BDthw[0].contiguous()}
+            samples.append(Sample(place, save(tensors), {"id": index.rows["id"][int(row)].as_py(), "split": "train"}))
+        write_shard(out, shard, samples, [])
+    return finish(out, "encode", Counts())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_base_model_trains_on_real_workers(ray_cluster: None, make_clips: Any, tmp_path: Path) -> None:
+    out = Folder(str(tmp_path / "out"))
+    result = run(BASE, out, data=make_clips(6, val=(1, 4)))
+    assert set(result.metrics) >= {"train/autoencoder/loss", "train/l1", "val/psnr", "val/l1", "train/samples_per_second"}
+    assert [line["step"] for line in read_metrics(out)] == [1, 2, 3, 4]
+    assert load(out.local / "model").spec().temporal == 4
+    assert out.exists("training.json")
+
+
+def test_cached_features_give_the_same_losses(in_process: None, make_clips: Any, finish: Finish, tmp_path: Path) -> None:
+    clips, base = make_clips(6, val=(1, 4)), untrained(Folder(str(tmp_path / "base")), finish)
+    features = cached(clips, base, finish)
+    one, other = Folder(str(tmp_path / "one")), Folder(str(tmp_path / "other"))
+    run(GROWN, one, data=clips, lower=base)
+    run(GROWN | {"features": "trunk"}, other, data=clips, lower=base, features=features)
+    for mine, theirs in zip(read_metrics(one), read_metrics(other), strict=True):
+        for name in ("train/autoencoder/loss", "train/l1", "train/kl"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-5)
+    assert read_metrics(one)[-1]["val/psnr"] == pytest.approx(read_metrics(other)[-1]["val/psnr"], rel=1e-5)
+    frozen = load_file(other.local / "model" / "lower" / "model.safetensors")
+    torch.testing.assert_close(frozen, load_file(base.folder.local / "model" / "model.safetensors"), rtol=0, atol=0)
+
+
+def test_features_of_another_model_are_refused(make_clips: Any, finish: Finish, tmp_path: Path) -> None:
+    clips, base = make_clips(3, val=(1,)), untrained(Folder(str(tmp_path / "base")), finish)
+    features = cached(clips, base, finish)
+    with pytest.raises(ConfigError, match="name it as lower"):
+        run(BASE | {"features": "trunk"}, Folder(str(tmp_path / "out")), data=clips, features=features)
+    spec = features.folder.read_text(SPEC_FILE)
+    features.folder.write_text(SPEC_FILE, spec.replace(open_model(base.folder / "model").spec().weights, "0" * 64))
+    with pytest.raises(ContractError, match="weights"):
+        run(GROWN | {"features": "trunk"}, Folder(str(tmp_path / "out")), data=clips, lower=base, features=features)
+
+
+def test_how_the_clips_are_fed_and_fitted_is_the_identity_and_resources_are_not() -> None:
+    literals = Train.model_validate(BASE).literals()
+    assert {"steps", "global_batch", "optimizers", "seed", "model", "objective", "ema", "precision"} <= set(literals)
+    assert not set(literals) & set(Resources.model_fields)
