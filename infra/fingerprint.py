@@ -22,7 +22,9 @@ def plain(value: object) -> Plain:
         return plain(value.model_dump(mode="json"))
     if isinstance(value, Enum):
         return plain(value.value)
-    if value is None or isinstance(value, (bool, int, float)):
+    if isinstance(value, float):
+        return value or 0.0  # -0.0 is 0.0
+    if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, str):
         return str(value)

@@ -224,17 +224,18 @@ def _wiring(stages: Mapping[str, Stage]) -> list[str]:
     return problems
 
 
-def _sorted(graph: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Topological order that keeps the file's order where it may."""
+def _sorted(graph: Mapping[str, Sequence[str]]) -> list[str]:
+    """Topological order that keeps the file's order where it may; raises graphlib.CycleError."""
     sorter = graphlib.TopologicalSorter(graph)
     sorter.prepare()
     place = {name: index for index, name in enumerate(graph)}
     ready: list[str] = []
+    order: list[str] = []
     while sorter.is_active():
         ready = sorted([*ready, *sorter.get_ready()], key=place.__getitem__)
-        name = ready.pop(0)
-        yield name
-        sorter.done(name)
+        order.append(ready.pop(0))
+        sorter.done(order[-1])
+    return order
 
 
 def _sentence(detail: ErrorDetails, cls: type[BaseModel], raw: Raw, where: str) -> str:
