@@ -6,7 +6,7 @@ steps. Not covered: leases and what other runs are building at the moment (`run.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TypeAlias, TypeVar
@@ -68,6 +68,8 @@ class Step:
     """Why it is built, in a few words; empty where it is cached."""
     changes: tuple[Change, ...] = ()
     estimate: Estimate = field(default_factory=Estimate)
+    forced: bool = False
+    """Whether it is built again though the store has it."""
 
     @property
     def facts(self) -> dict[str, object]:
@@ -97,9 +99,12 @@ class Step:
         }
 
 
-def plan(job: Job, store: Store) -> list[Step]:
-    """Every stage of the job, inputs first; raises StoreError where a finished artifact was made of other inputs than there are now."""
-    planner = _Planner(job, store)
+def plan(job: Job, store: Store, forced: Collection[str] = ()) -> list[Step]:
+    """Every stage of the job, inputs first; those of `forced` count as not built.
+
+    Raises StoreError where a finished artifact was made of other inputs than there are now.
+    """
+    planner = _Planner(job, store, forced)
     for name in job.order():
         planner.steps[name] = planner.step(name)
     for step in planner.steps.values():
@@ -131,6 +136,7 @@ class _Planner:
 
     job: Job
     store: Store
+    forced: Collection[str]
     steps: dict[str, Step] = field(default_factory=dict)
     _records: dict[str, list[Artifact]] = field(default_factory=dict)
 
@@ -139,10 +145,12 @@ class _Planner:
         inputs = _input_names(stage)
         identity = stage.identity({field_name: self._keys(names) for field_name, names in inputs.items()})
         key = fingerprint(identity)
-        artifact = self.store.get(stage.kind, name, key)
-        folder = artifact.folder if artifact else self.store.folder(stage.kind, name, key)
-        reason, changes = ("", ()) if artifact else self._why(name, stage, identity, folder)
-        step = Step(name, stage, key, identity, inputs, self.job.resources[name], folder, artifact, reason, changes)
+        found = self.store.get(stage.kind, name, key)
+        folder = found.folder if found else self.store.folder(stage.kind, name, key)
+        forced = found is not None and name in self.forced
+        artifact = None if forced else found
+        reason, changes = ("", ()) if artifact else ("forced", ()) if forced else self._why(name, stage, identity, folder)
+        step = Step(name, stage, key, identity, inputs, self.job.resources[name], folder, artifact, reason, changes, forced=forced)
         return step if artifact else replace(step, estimate=self._estimate(step))
 
     def _keys(self, names: str | tuple[str, ...]) -> str | list[str]:

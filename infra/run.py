@@ -58,12 +58,12 @@ class Selection:
 
 def run(job: Job, store: Store, selection: Selection = Selection(), *, console: Console | None = None) -> JobRun:
     """Plan the job and build the selected stages; returns once all have ended. Raises KinetokError only before anything starts."""
-    steps = plan(job, store)
     chosen = selection.names(job)
-    _require_inputs(steps, chosen, force=selection.force)
+    steps = plan(job, store, chosen if selection.force else ())
+    _require_inputs(steps, chosen)
     console = console or Console(stderr=True)
     with Board.of([step.name for step in steps if step.name in chosen], console) as board:
-        return _Runner(job, store, steps, chosen, force=selection.force, board=board).run()
+        return _Runner(job, store, steps, chosen, board).run()
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class _Ended:
 class _Runner:
     """One job run. All state changes in the thread that calls `run`; stage threads and signals only put events."""
 
-    def __init__(self, job: Job, store: Store, steps: Sequence[Step], chosen: set[str], *, force: bool, board: Board) -> None:
-        self.job, self.store, self.force, self.board = job, store, force, board
+    def __init__(self, job: Job, store: Store, steps: Sequence[Step], chosen: set[str], board: Board) -> None:
+        self.store, self.board = store, board
         self.steps = {step.name: step for step in steps if step.name in chosen}
         self.waiting = list(self.steps)
         self.running: dict[str, threading.Event] = {}
         """Stop events of the stages under way."""
-        self.artifacts = {s.name: s.artifact for s in steps if s.artifact is not None and not (force and s.name in chosen)}
+        self.artifacts = {step.name: step.artifact for step in steps if step.artifact is not None}
         self.events: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
         """None: the run was asked to stop."""
         self.cancelled = False
@@ -219,7 +219,7 @@ class _Runner:
             if stop.wait(POLL_SECONDS):
                 raise Cancelled(f"stage {step.name} was asked to stop")
         try:
-            found = None if self.force else self.store.get(step.stage.kind, step.name, step.key)
+            found = None if step.forced else self.store.get(step.stage.kind, step.name, step.key)
             return (found, False) if found else (self._build(step, lease, stop), True)
         except Cancelled:
             if lease.lost:
@@ -229,7 +229,7 @@ class _Runner:
             lease.release()
 
     def _build(self, step: Step, lease: Lease, stop: threading.Event) -> Artifact:
-        if self.force:
+        if step.forced:
             step.folder.remove(RECORD)
             step.folder.clear(keep=LEASE)
         if step.stage.uses_ray:
@@ -331,11 +331,11 @@ def _report(
         raise Cancelled(f"stage {name} was asked to stop")
 
 
-def _require_inputs(steps: Sequence[Step], chosen: set[str], *, force: bool) -> None:
+def _require_inputs(steps: Sequence[Step], chosen: set[str]) -> None:
     """Raise ConfigError where a selected stage needs one that is neither selected nor finished."""
     finished = {step.name for step in steps if step.artifact is not None}
     for step in steps:
-        if step.name in chosen and (force or step.artifact is None):
+        if step.name in chosen and step.artifact is None:
             missing = [name for name in step.upstream if name not in finished | chosen]
             if missing:
                 raise ConfigError(

@@ -78,8 +78,12 @@ class Folder:
 
     def read_bytes(self, name: str) -> bytes:
         """The whole file; raises FileNotFoundError where it is absent."""
+        target = self.path(name)
         with _clear_errors(self.url):
-            return cast(bytes, self.fs.cat_file(self.path(name)))
+            data = _content(target) if self.is_local else cast(bytes, self.fs.cat_file(target))
+        if data is None:
+            raise FileNotFoundError(f"{target} is not there")
+        return data
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes from byte `start` on."""
@@ -197,7 +201,7 @@ class Folder:
         with _clear_errors(self.url):
             try:
                 return cast(list[dict[str, str]], self.fs.ls(self.url, detail=True))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return []
 
 
@@ -272,9 +276,10 @@ def _locked(target: str) -> Iterator[None]:
 
 
 def _content(target: str) -> bytes | None:
+    """A local file, or None where there is none, or only a file where its folder should be."""
     try:
         return Path(target).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
