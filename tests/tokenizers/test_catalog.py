@@ -40,7 +40,7 @@ def test_every_tokenizer_is_built_saved_and_loaded_by_its_kind(tmp_path: Path) -
 
 
 def test_loading_tells_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match="no config"):
         load(tmp_path)
     (tmp_path / "config.json").write_text('{"kind": "vqgan"}')
     with pytest.raises(ValueError, match=r"kind 'vqgan', known kinds are \['causal', 'grown'\]"):

@@ -7,18 +7,18 @@ only. Not covered: adversarial and perceptual losses, initialisation from an ima
 Legend: B clips, C pixel channels, T H W frames, rows, columns, D trunk width, t h w latent positions.
 """
 
+from itertools import pairwise
 from math import prod
 from typing import Literal, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
 from kinetok.tokenizers.base import Count, ModelConfig
+from kinetok.tokenizers.causal import start
 from kinetok.tokenizers.causal.layers import (
     CausalConv3d,
-    FrameNorm,
     NormKind,
     ResBlock,
     Upsample,
@@ -78,26 +78,27 @@ class CausalConfig(ModelConfig):
 
 
 class EncoderTrunk(nn.Module):
-    """Pixels to trunk features: residual blocks at each level, a strided convolution between levels, norm and swish at the end."""
+    """Pixels to trunk features: residual blocks at each level, a strided convolution from each level to the next, wider one.
+
+    The features are the plain residual stream, not normalised: growing normalises them where it takes them in (AdaNorm).
+    """
 
     def __init__(self, config: CausalConfig) -> None:
         super().__init__()
         self.patch = config.patch
-        width = config.widths[0]
-        layers: list[nn.Module] = [CausalConv3d(PIXELS * config.patch**2, width)]
-        for level, width_out in enumerate(config.widths):
-            if level:
-                time, space = config.strides[level - 1]
-                layers.append(CausalConv3d(width, width, stride=(time, space, space)))
-            for _ in range(config.blocks):
-                layers.append(ResBlock(width, width_out, config.groups, config.norm))
-                width = width_out
-        self.layers = nn.Sequential(*layers)
-        self.norm = FrameNorm(width, config.groups, config.norm)
+        self.from_pixels = CausalConv3d(PIXELS * config.patch**2, config.widths[0])
+        self.levels = nn.ModuleList(residual_blocks(width, config) for width in config.widths)
+        self.downs = nn.ModuleList(
+            CausalConv3d(width, wider, stride=(time, space, space))
+            for (width, wider), (time, space) in zip(pairwise(config.widths), config.strides, strict=True)
+        )
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
-        x_BCTHW = space_to_depth(video_BCTHW, space=self.patch).contiguous(memory_format=torch.channels_last_3d)
-        return F.silu(self.norm(self.layers(x_BCTHW)))
+        patches = space_to_depth(video_BCTHW, space=self.patch).contiguous(memory_format=torch.channels_last_3d)
+        x_BCTHW: Tensor = self.levels[0](self.from_pixels(patches))
+        for down, level in zip(self.downs, self.levels[1:], strict=True):
+            x_BCTHW = level(down(x_BCTHW))
+        return x_BCTHW
 
 
 class DecoderTrunk(nn.Module):
@@ -106,25 +107,27 @@ class DecoderTrunk(nn.Module):
     def __init__(self, config: CausalConfig) -> None:
         super().__init__()
         self.patch = config.patch
-        width = config.widths[-1]
-        layers: list[nn.Module] = []
-        for level in reversed(range(len(config.widths))):
-            layers += [ResBlock(width, width, config.groups, config.norm) for _ in range(config.blocks)]
-            if level:
-                time, space = config.strides[level - 1]
-                layers.append(Upsample(width, config.widths[level - 1], time=time, space=space))
-                width = config.widths[level - 1]
-        self.layers = nn.Sequential(*layers)
-        self.norm = FrameNorm(width, config.groups, config.norm)
-        self.to_pixels = CausalConv3d(width, PIXELS * config.patch**2)
+        self.levels = nn.ModuleList(residual_blocks(width, config) for width in config.widths)
+        self.ups = nn.ModuleList(
+            Upsample(wider, width, time=time, space=space)
+            for (width, wider), (time, space) in zip(pairwise(config.widths), config.strides, strict=True)
+        )
+        self.to_pixels = CausalConv3d(config.widths[0], PIXELS * config.patch**2)
 
     def forward(self, features_BDthw: Tensor) -> Tensor:
-        x_BCTHW = self.layers(features_BDthw.contiguous(memory_format=torch.channels_last_3d))
-        return depth_to_space(self.to_pixels(F.silu(self.norm(x_BCTHW))), time=1, space=self.patch)
+        x_BCTHW = self.levels[-1](features_BDthw.contiguous(memory_format=torch.channels_last_3d))
+        for up, level in zip(reversed(self.ups), reversed(self.levels[:-1]), strict=True):
+            x_BCTHW = level(up(x_BCTHW))
+        return depth_to_space(self.to_pixels(x_BCTHW), time=1, space=self.patch)
+
+
+def residual_blocks(width: int, config: CausalConfig) -> nn.Sequential:
+    """The residual blocks of one level."""
+    return nn.Sequential(*(ResBlock(width, config.groups, config.norm) for _ in range(config.blocks)))
 
 
 class CausalTokenizer(Rung):
-    """The base autoencoder: `EncoderTrunk`, `LatentHeads`, `DecoderTrunk`."""
+    """The base autoencoder: `EncoderTrunk`, `LatentHeads`, `DecoderTrunk`; starts as a linear transform coder (`start`)."""
 
     config_class = CausalConfig
     config: CausalConfig
@@ -135,6 +138,19 @@ class CausalTokenizer(Rung):
         self.encoder = EncoderTrunk(config)
         self.heads = LatentHeads(self.feature_channels, config.z)
         self.decoder = DecoderTrunk(config)
+        self._start()
+
+    def _start(self) -> None:
+        slots = start.pixel_slots(self.config.patch, self.config.widths[0])
+        start.analyse_pixels_(self.encoder.from_pixels, slots)
+        start.synthesise_pixels_(self.decoder.to_pixels, slots)
+        for level, (time, space) in enumerate(self.config.strides):
+            finer, slots = slots, start.transform_slots(slots, (time, space, space), self.config.widths[level + 1])
+            down, up = self.encoder.downs[level], self.decoder.ups[level]
+            assert isinstance(down, CausalConv3d) and isinstance(up, Upsample)
+            start.analyse_(down, slots)
+            start.synthesise_(up.conv, slots, self.config.widths[level], covered=len(finer))
+        start.pass_through_(self.heads.to_posterior, self.heads.from_latent, self.config.z)
 
     @property
     def feature_channels(self) -> int:

@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kinetok.tokenizers.base import Count, GrowthFeatures, ModelConfig, Tokenizer
-from kinetok.tokenizers.causal.layers import CausalConv3d, FrameNorm, ResBlock, Upsample, repeat_frames
+from kinetok.tokenizers.causal.layers import CausalConv3d, FrameNorm, ResBlock, Upsample, repeat_frames, zero_
 from kinetok.tokenizers.causal.rung import Rung
 
 LOWER_FOLDER = "lower"
@@ -40,7 +39,7 @@ class GrownConfig(ModelConfig):
     """Numbers of one grown rung; width, latent channels and geometry follow from the rung below."""
 
     kind: Literal["grown"] = "grown"
-    blocks: Count = 4
+    blocks: Count = 2
     """Residual blocks on the encoder's side, and as many on the decoder's."""
     groups: Count = 32
     """Normalisation groups; must divide the trunk width."""
@@ -71,14 +70,13 @@ class MixingEncoder(nn.Module):
     def __init__(self, width: int, config: GrownConfig) -> None:
         super().__init__()
         self.modulate = AdaNorm(width, config.groups)
-        self.blocks = nn.Sequential(*(ResBlock(width, width, config.groups) for _ in range(config.blocks)))
-        self.norm = FrameNorm(width, config.groups)
+        self.blocks = nn.Sequential(*(ResBlock(width, config.groups) for _ in range(config.blocks)))
         self.down = CausalConv3d(width, width, stride=(2, 1, 1))
         zero_(self.down)
 
     def forward(self, features: GrowthFeatures) -> Tensor:
         x_BDthw = self.blocks(self.modulate(features.full_BDthw, features.key_BDthw))
-        return torch.add(features.key_BDthw, self.down(F.silu(self.norm(x_BDthw))))
+        return torch.add(features.key_BDthw, self.down(x_BDthw))
 
 
 class DuplicatingDecoder(nn.Module):
@@ -86,11 +84,8 @@ class DuplicatingDecoder(nn.Module):
 
     def __init__(self, width: int, config: GrownConfig) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(ResBlock(width, width, config.groups) for _ in range(config.blocks)))
+        self.blocks = nn.Sequential(*(ResBlock(width, config.groups) for _ in range(config.blocks)))
         self.up = Upsample(width, width, time=2, space=1)
-        for block in self.blocks:
-            assert isinstance(block, ResBlock)
-            zero_(block.conv2)
         duplicate_(self.up.conv)
 
     def forward(self, features_BDshw: Tensor) -> Tensor:
@@ -174,13 +169,6 @@ class GrownTokenizer(Rung):
         self.lower._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
-
-
-def zero_(conv: nn.Conv3d) -> None:
-    """A convolution that yields zeros, and still learns."""
-    nn.init.zeros_(conv.weight)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 Every layer is causal in time: output frame i never depends on input frames after the ones it stands for. The first frame stands
 for itself alone and each further step of a layer of stride 2 for two frames, so 1 + 2k frames become 1 + k and back. Not covered:
-the state that streaming would carry between chunks (`CausalConv3d` pads with zeros where the cache would go) and spatial tiling.
+the state that streaming would carry between chunks (`CausalConv3d` repeats the first frame where the cache would go) and spatial tiling.
 
 Legend: B clips, C channels, G groups, T H W frames, rows, columns of the layer's input, t h w of its output.
 """
@@ -18,14 +18,16 @@ EPSILON = 1e-6
 
 
 class CausalConv3d(nn.Conv3d):
-    """3D convolution that sees the present and the past: zeros for k - 1 frames in front, none behind."""
+    """3D convolution that sees the present and the past: the first frame stands k - 1 times in front, nothing behind."""
 
     def __init__(self, width_in: int, width_out: int, kernel: int = 3, stride: tuple[int, int, int] = (1, 1, 1)) -> None:
         super().__init__(width_in, width_out, kernel, stride=stride, padding=(0, kernel // 2, kernel // 2))
         self.past = kernel - 1
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        return super().forward(F.pad(x_BCTHW, (0, 0, 0, 0, self.past, 0)) if self.past else x_BCTHW)
+        if not self.past:
+            return super().forward(x_BCTHW)
+        return super().forward(torch.cat([x_BCTHW[:, :, :1].expand(-1, -1, self.past, -1, -1), x_BCTHW], dim=2))
 
 
 class FrameNorm(nn.Module):
@@ -61,20 +63,20 @@ class FrameNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + conv(swish(norm(conv(swish(norm(x)))))), with a 1x1x1 convolution on the short way where the width changes."""
+    """x + conv(swish(norm(conv(swish(norm(x)))))); starts as the identity."""
 
-    def __init__(self, width_in: int, width_out: int, groups: int, norm: NormKind = "rms") -> None:
+    def __init__(self, width: int, groups: int, norm: NormKind = "rms") -> None:
         super().__init__()
-        self.norm1 = FrameNorm(width_in, groups, norm)
-        self.conv1 = CausalConv3d(width_in, width_out)
-        self.norm2 = FrameNorm(width_out, groups, norm)
-        self.conv2 = CausalConv3d(width_out, width_out)
-        self.short = nn.Identity() if width_in == width_out else CausalConv3d(width_in, width_out, kernel=1)
+        self.norm1 = FrameNorm(width, groups, norm)
+        self.conv1 = CausalConv3d(width, width)
+        self.norm2 = FrameNorm(width, groups, norm)
+        self.conv2 = CausalConv3d(width, width)
+        zero_(self.conv2)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         y_BCTHW = self.conv1(F.silu(self.norm1(x_BCTHW)))
         y_BCTHW = self.conv2(F.silu(self.norm2(y_BCTHW)))
-        return torch.add(self.short(x_BCTHW), y_BCTHW)
+        return torch.add(x_BCTHW, y_BCTHW)
 
 
 class Upsample(nn.Module):
@@ -91,6 +93,13 @@ class Upsample(nn.Module):
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         y_BCTHW = depth_to_space(self.conv(x_BCTHW), time=self.time, space=self.space)
         return y_BCTHW[:, :, self.time - 1 :]
+
+
+def zero_(conv: nn.Conv3d) -> None:
+    """A convolution that yields zeros, and still learns."""
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 def depth_to_space(x_BCTHW: Tensor, *, time: int, space: int) -> Tensor:

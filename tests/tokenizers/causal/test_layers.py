@@ -103,6 +103,8 @@ def test_repeated_frames_stand_at_the_two_fine_steps_they_cover() -> None:
     assert repeat_frames(torch.arange(4).view(1, 1, 4, 1, 1)).flatten().tolist() == [0, 1, 1, 2, 2, 3, 3]
 
 
-def test_block_changes_width_only_where_asked() -> None:
-    assert isinstance(ResBlock(4, 4, 2).short, torch.nn.Identity)
-    assert ResBlock(4, 8, 2)(torch.randn(1, 4, 2, 3, 3)).shape == (1, 8, 2, 3, 3)
+def test_block_starts_as_the_identity_and_learns() -> None:
+    block, x = ResBlock(4, 2), torch.randn(1, 4, 2, 3, 3)
+    assert torch.equal(block(x), x)
+    block(x).square().sum().backward()
+    assert block.conv2.weight.grad is not None and block.conv2.weight.grad.abs().sum() > 0
