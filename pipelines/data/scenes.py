@@ -80,8 +80,9 @@ def encode_mp4(pixels_THWC: NDArray[np.uint8], fps: int) -> bytes:
     """H.264 in MP4; one thread, so that the bytes do not depend on the machine's cores."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast"})
-        # As an option, `threads` is overridden by PyAV, and x264 with several threads gives other bytes each time.
+        # With macroblock trees or adaptive quantisation x264 now and then gives other bytes for the same frames, even on one thread.
+        options = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0:aq-mode=0"}
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.codec_context.thread_count = 1
         stream.height, stream.width = pixels_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"

@@ -39,7 +39,7 @@ class DamagedShard(DataError):
     """The tar is broken from byte `offset` on; what came before it was yielded."""
 
     def __init__(self, shard: str, offset: int, what: str) -> None:
-        super().__init__(f"{shard}: {what} at byte {offset}; everything before it was read. Copy or pack the shard again")
+        super().__init__(f"{shard}, byte {offset}: {what}; everything before it was read. Copy or pack the shard again")
         self.shard = shard
         self.offset = offset
         self.what = what

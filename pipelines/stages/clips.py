@@ -1,10 +1,13 @@
 """`clips`: decode every video once and write the clip index. One Ray task per source shard; a finished part is never made again."""
 
 from dataclasses import asdict
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
 from kinetok.pipelines.data.recipe import IndexRecipe
+
+if TYPE_CHECKING:
+    from kinetok.pipelines.data.clip_parts import PartInfo
 
 
 class Clips(IndexRecipe, Stage):
@@ -26,12 +29,12 @@ class Clips(IndexRecipe, Stage):
         out, recipe = ctx.out, IndexRecipe.model_validate(self.model_dump(include=set(IndexRecipe.model_fields)))
 
         def cut(item: dict[str, Any]) -> dict[str, Any]:
-            return {"part": cut_shard(Shard(**item), plan, recipe, out)}
+            return dict(cut_shard(Shard(**item), plan, recipe, out))
 
         pending = [asdict(shard) for shard in shards if shard.shard not in parts]
         kept, bad = (sum(part[name] for part in parts.values()) for name in ("kept", "quarantined"))
         for row in each_on_ray(cut, pending, at_once=ctx.resources.decoders):
-            part = row["part"]
+            part = cast("PartInfo", row)
             parts[part["shard"]] = part
             kept, bad = kept + part["kept"], bad + part["quarantined"]
             ctx.check()

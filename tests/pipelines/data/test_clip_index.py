@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+from tests.pipelines.data.videos import encode, moving
 
 from kinetok.infra.artifact import Artifact, Record
 from kinetok.infra.errors import DataError
@@ -14,7 +15,6 @@ from kinetok.pipelines.data.clip_index import SCHEMA, ClipIndex, Row, part_bytes
 from kinetok.pipelines.data.decode import decode_clip
 from kinetok.pipelines.data.reasons import BadVideo
 from kinetok.tokenizers.base import DecodeRecipe
-from tests.pipelines.data.videos import encode, moving
 
 GEOMETRY = {"fps": 8.0, "frames": 5, "height": 16, "width": 24, "shard_clips": 3}
 

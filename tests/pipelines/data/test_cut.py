@@ -6,13 +6,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.pipelines.data.videos import encode, moving
 
 from kinetok.pipelines.data.clip_index import Row
 from kinetok.pipelines.data.cut import cut_video
 from kinetok.pipelines.data.decode import decode_clips
 from kinetok.pipelines.data.reasons import BadVideo, Reason
 from kinetok.pipelines.data.recipe import CutRecipe, Filters
-from tests.pipelines.data.videos import encode, moving
 
 
 def _rows(pictures: Sequence[NDArray[np.uint8]], **fields: object) -> list[Row]:

@@ -14,10 +14,10 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.pipelines.data.videos import encode, moving, number_of, numbered
 
 from kinetok.pipelines.data.decode import TOLERANCE, Limits, Pixels, VideoReader, decode_clip, decode_clips, probe, read_video
 from kinetok.pipelines.data.reasons import BadVideo, Reason
-from tests.pipelines.data.videos import encode, moving, number_of, numbered
 
 EMBEDDED = Path(__file__).parents[3] / "pipelines" / "data" / "embedded" / "clips"
 
