@@ -21,6 +21,7 @@ from torch import Tensor
 from kinetok.infra.stage import Resources
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.reasons import BadVideo
+from kinetok.pipelines.report.tables import Line, RungCost
 from kinetok.tokenizers.base import Tokenizer, Tokens, TokenSpec
 from kinetok.tokenizers.metrics import clip_psnr, clip_ssim, mean_frame
 
@@ -185,27 +186,24 @@ def measure(rung: Rung, clips: Clips) -> Iterable[ClipFigures]:
         yield from (ClipFigures(row, float(p), float(s)) for row, p, s in zip(rows, psnr_B, ssim_B, strict=True))
 
 
-def summary(rung: Rung, figures: Sequence[ClipFigures], fps: float) -> dict[str, object]:
-    """One line of the ladder table, JSON-ready."""
-    line: dict[str, object] = {
-        "name": rung.name,
-        "psnr": math.fsum(clip.psnr for clip in figures) / len(figures),
-        "ssim": math.fsum(clip.ssim for clip in figures) / len(figures),
-        "baseline": rung.cost is None,
-    }
-    if not isinstance(rung, ModelRung):
-        return line
+def summary(rung: Rung, figures: Sequence[ClipFigures], fps: float) -> Line:
+    """One line of the ladder table."""
+    mean = {name: math.fsum(getattr(clip, name) for clip in figures) / len(figures) for name in ("psnr", "ssim")}
+    cost = _rung_cost(rung, fps) if isinstance(rung, ModelRung) else None
+    return Line(name=rung.name, psnr=mean["psnr"], ssim=mean["ssim"], cost=cost)
+
+
+def _rung_cost(rung: ModelRung, fps: float) -> RungCost:
     cost, seconds = rung.cost, rung.cost.frames / fps
-    return {
-        **line,
-        "tokenizer": rung.spec.tokenizer,
-        "weights": rung.spec.weights,
-        "temporal": rung.spec.temporal,
-        "spatial": rung.spec.spatial,
-        "latent": list(cost.latent),
-        "parameters": sum(parameter.numel() for parameter in rung.model.parameters()),
-        "tokens_per_second": cost.tokens / seconds,
-        "bits_per_second": cost.bits / seconds,
-        "encode_frames_per_second": cost.frames / cost.encode_seconds,
-        "decode_frames_per_second": cost.frames / cost.decode_seconds,
-    }
+    return RungCost(
+        tokenizer=rung.spec.tokenizer,
+        weights=rung.spec.weights,
+        temporal=rung.spec.temporal,
+        spatial=rung.spec.spatial,
+        latent=cost.latent,
+        parameters=sum(parameter.numel() for parameter in rung.model.parameters()),
+        tokens_per_second=cost.tokens / seconds,
+        bits_per_second=cost.bits / seconds,
+        encode_frames_per_second=cost.frames / cost.encode_seconds,
+        decode_frames_per_second=cost.frames / cost.decode_seconds,
+    )

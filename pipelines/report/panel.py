@@ -18,7 +18,7 @@ PANE = 192
 """Panes lower than this are enlarged, by a whole factor."""
 GUTTER = 4
 """White columns between panes."""
-CRF = "18"
+CRF = "23"
 HEAT = torch.tensor([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=torch.float32)
 """Colours of rising error, equally spaced; dark to bright, so that they read in grey too."""
 

@@ -6,7 +6,6 @@ one. Not covered: how the figures are computed (`report/ladder.py`).
 """
 
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -16,6 +15,7 @@ from pydantic import Field, StrictInt
 from kinetok.infra.artifact import Counts
 from kinetok.infra.errors import DataError
 from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
+from kinetok.pipelines.report.tables import CLIPS, PANEL, TABLE, Geometry, Shown, ShownList, Table
 
 if TYPE_CHECKING:
     from kinetok.pipelines.report.ladder import ClipFigures, Clips, Rung
@@ -68,22 +68,15 @@ class Evaluate(Stage):
         """`table.json`, `clips.parquet` and, where clips could not be read, `quarantine/`."""
         from kinetok.pipelines.report.ladder import summary
 
-        index = clips.index
-        ladder = [summary(rung, figures[rung.name], index.fps) for rung in rungs]
-        table = {
-            "split": self.split,
-            "clips": len(figures[rungs[0].name]),
-            "stored": self.dtype,
-            "recipe": index.recipe.model_dump(),
-            "ladder": ladder,
-        }
-        ctx.out.write_text("table.json", json.dumps(table, indent=1))
-        _write_parquet(ctx, "clips.parquet", [row for rung in rungs for row in _clip_rows(clips, rung.name, figures[rung.name])])
+        ladder = tuple(summary(rung, figures[rung.name], clips.index.fps) for rung in rungs)
+        geometry = Geometry.model_validate(clips.index.recipe.model_dump())
+        table = Table(split=self.split, clips=len(clips.rows) - len(clips.bad), stored=self.dtype, recipe=geometry, ladder=ladder)
+        ctx.out.write_text(TABLE, table.model_dump_json(indent=1))
+        _write_parquet(ctx, CLIPS, [row for rung in rungs for row in _clip_rows(clips, rung.name, figures[rung.name])])
         if clips.bad:
             _write_parquet(ctx, "quarantine/000000.parquet", _bad_rows(clips))
-        metrics = {f"{line['name']}/{name}": float(str(line[name])) for line in ladder for name in ("psnr", "ssim")}
-        bad = len(clips.bad)
-        return StageResult(metrics, Counts(input=len(clips.rows), written=len(clips.rows) - bad, quarantined=bad))
+        metrics = {f"{line.name}/{name}": value for line in ladder for name, value in (("psnr", line.psnr), ("ssim", line.ssim))}
+        return StageResult(metrics, Counts(input=len(clips.rows), written=table.clips, quarantined=len(clips.bad)))
 
     def _write_panel(self, ctx: StageContext, models: "Sequence[Rung]", clips: "Clips", figures: Figures) -> None:
         """Videos of the panel and the worst clips of every rung, and `panel.json` naming them in order."""
@@ -95,16 +88,19 @@ class Evaluate(Stage):
                 name = f"panel/{rung.name}-{number:02d}.mp4"
                 ctx.out.write_bytes(name, _video(rung, clips, row))
                 about = clips.index.rows.slice(row, 1).select(["id", "caption"]).to_pylist()[0]
-                shown.append({"model": rung.name, "role": role, "file": name, "psnr": by_row[row].psnr, "ssim": by_row[row].ssim, **about})
-        ctx.out.write_text("panel.json", json.dumps(shown, indent=1))
+                clip = by_row[row]
+                shown.append(Shown(model=rung.name, role=role, file=name, psnr=clip.psnr, ssim=clip.ssim, **about))
+        ctx.out.write_bytes(PANEL, ShownList.dump_json(shown, indent=1))
 
-    def _chosen(self, figures: "list[ClipFigures]") -> Iterator[tuple[str, int]]:
+    def _chosen(self, figures: "list[ClipFigures]") -> Iterator[tuple[Literal["panel", "worst"], int]]:
         """(role, row): the panel, drawn by the seed from clips in order, then the worst."""
         import numpy as np
 
         drawn = np.random.default_rng(self.seed).permutation(len(figures))[: self.panel]
-        yield from (("panel", figures[number].row) for number in sorted(drawn))
-        yield from (("worst", clip.row) for clip in sorted(figures, key=lambda clip: clip.psnr)[: self.worst])
+        for number in sorted(drawn):
+            yield "panel", figures[number].row
+        for clip in sorted(figures, key=lambda clip: clip.psnr)[: self.worst]:
+            yield "worst", clip.row
 
 
 def _measured(ctx: StageContext, rung: "Rung", clips: "Clips") -> "Iterator[ClipFigures]":

@@ -1,0 +1,31 @@
+"""`report`: one HTML page that shows a job's outcome to people: verdict, ladder, videos, curves, speed, counts, lineage.
+
+The page (`report.html`) holds everything inside itself and can be mailed. Not covered: its content (`report/page.py`).
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
+
+
+class Report(Stage):
+    """A page about the tokenizers that `quality` measured."""
+
+    kind: Literal["report"] = "report"
+    version: ClassVar[int] = 1
+    title: str = "Reconstruction report"
+    quality: Annotated[Ref, Produces("evaluate")]
+    clips: Annotated[Ref, Produces("clips")]
+    """The clips of the job, for counts and quarantine."""
+    trained: Annotated[tuple[Ref, ...], Produces("train")] = ()
+    """Training runs whose curves are shown."""
+    encoded: Annotated[tuple[Ref, ...], Produces("encode")] = ()
+    """Encodings whose speed and counts are shown."""
+
+    def run(self, ctx: StageContext) -> StageResult:
+        from kinetok.pipelines.report.page import Sources, render
+
+        sources = Sources(ctx.input("quality"), ctx.input("clips"), ctx.several("trained"), ctx.several("encoded"))
+        page = render(self.title, sources).encode()
+        ctx.out.write_bytes("report.html", page)
+        return StageResult({"bytes": float(len(page))})
