@@ -45,8 +45,8 @@ class JobRun(Config):
 
     @property
     def succeeded(self) -> bool:
-        """Whether nothing failed and nothing was skipped because of it."""
-        return all(stage.status not in ("failed", "skipped") or not stage.error for stage in self.stages.values())
+        """Whether every selected stage is finished."""
+        return all(stage.status in ("cached", "done") for stage in self.stages.values())
 
 
 def recent_runs(store: Store, count: int) -> list[JobRun]:

@@ -272,7 +272,7 @@ def _label(source: InputInfo | Step | None) -> str | None:
 
 
 def _short(value: Plain) -> str:
-    text = "absent" if value is None else str(value)
+    text = "unset" if value is None else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -57,11 +57,11 @@ def test_a_miss_names_the_field_and_what_follows_names_the_stage(toys: ModuleTyp
     assert why(found["last"]) == ["start: total changed"]
     assert found["few"].artifact is not None
     more = steps(toys, tmp_path, "other.more=[few]", "last.numbers=many")
-    assert why(more["other"]) == [f"more: absent -> few-{found['few'].key}"]
+    assert why(more["other"]) == [f"more: unset -> few-{found['few'].key}"]
     assert why(more["last"])[0].startswith(f"numbers: few-{found['few'].key} -> many-")
     monkeypatch.setattr(toys.Numbers, "version", 2)
     monkeypatch.setattr(toys.Numbers, "facts", lambda self: {"listing": "b"})
-    assert why(steps(toys, tmp_path)["few"]) == ["facts.listing: absent -> b", "version: 1 -> 2"]
+    assert why(steps(toys, tmp_path)["few"]) == ["facts.listing: unset -> b", "version: 1 -> 2"]
 
 
 def test_the_newest_artifact_is_what_a_miss_is_compared_with(toys: ModuleType, tmp_path: Path) -> None:
