@@ -182,7 +182,7 @@ def tokenize(model: str, source: str, out: str, csv: str | None, **options: floa
     """Turn videos into token shards with a finished tokenizer; no job file needed."""
     from kinetok.pipelines.tokenize import settings, summary, tokenize
 
-    recipe, resources = settings(**options)
+    recipe, resources = settings(options)
     _console().print(summary(tokenize(model, source, out, csv=csv, recipe=recipe, resources=resources)))
 
 

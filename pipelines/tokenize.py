@@ -5,6 +5,7 @@ other. Not covered: reading the tokens (`data/token_shards.py`, or plain webdata
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -68,11 +69,13 @@ def tokenize(
     return Tokenized(clips, tokens)
 
 
-def settings(*, fps: float, frames: int, size: int, batch_size: int, workers: int, gpus: float) -> tuple[IndexRecipe, Resources]:
-    """The options of the command line: how videos are cut, and where it runs. Raises ConfigError on one that is out of range."""
+def settings(options: Mapping[str, float]) -> tuple[IndexRecipe, Resources]:
+    """Options of the command line (fps, frames, size, batch_size, workers, gpus) as recipe and resources; ConfigError out of range."""
+    fps, frames, size = (options[name] for name in ("fps", "frames", "size"))
+    given = {name: options[name] for name in ("batch_size", "workers", "gpus")}
     try:
-        recipe = IndexRecipe(fps=fps, frames=frames, height=size, width=size, max_bad_fraction=1.0)
-        return recipe, Resources(workers=workers, gpus=gpus, batch_size=batch_size, dtype="bf16" if gpus else "fp32")
+        recipe = IndexRecipe.model_validate({"fps": fps, "frames": frames, "height": size, "width": size, "max_bad_fraction": 1.0})
+        return recipe, Resources.model_validate({**given, "dtype": "bf16" if options["gpus"] else "fp32"})
     except ValidationError as error:
         raise ConfigError("\n".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())) from error
 

@@ -11,6 +11,7 @@ Legend: B clips, T H W C frames, rows, columns, colours.
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,11 +30,11 @@ from ray.exceptions import RayError
 from safetensors.torch import save
 from torch import Tensor
 
+from kinetok.infra.errors import DataError, KinetokError
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.decode import Pixels, decode_clips
-from kinetok.pipelines.data.ray_tasks import named_cause
 from kinetok.pipelines.data.reasons import BadVideo, Reason
 from kinetok.pipelines.data.sources import read_range
 from kinetok.pipelines.data.token_shards import BadSample, Line, Sample, stored, write_shard
@@ -46,6 +47,10 @@ WRITES = 2
 WORKER_BYTES = 512 << 20
 """A decode task asks for this much memory besides its pixels. Ray Data fuses operators that ask for the same resources; asking for
 memory keeps decoding out of the model actors."""
+
+_LOST = "source lost"
+"""Status of a clip whose source cannot be read: no fault of the clip, so the shard is not committed. Ray Data would wrap an exception
+beyond recognition; a write task's own comes through."""
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ROWS = ("id", "video", "url", "offset", "bytes", "start", "end", "caption", "split")
@@ -112,15 +117,22 @@ def cut_units(shard: int, rows: NDArray[np.int64], unit_clips: int) -> list[Unit
 def encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out: Folder) -> Iterator[Committed]:
     """Encode the output shards numbered `due` and commit each in `out`; yields them as they are committed.
 
-    A KinetokError raised in a worker is raised here as itself.
+    A KinetokError of a worker (a lost source, a full disk) is raised here as itself.
     """
     try:
         yield from _encode_shards(index, due, encoding, out)
     except RayError as error:
-        cause = named_cause(error)
+        cause = _named_cause(error)
         if cause is None:
             raise
         raise cause from error
+
+
+def _named_cause(error: BaseException | None) -> KinetokError | None:
+    """The KinetokError inside Ray's wrappers, which are of its type but carry a traceback as message."""
+    while error is not None and (isinstance(error, RayError) or not isinstance(error, KinetokError)):
+        error = getattr(error, "cause", None) or error.__cause__
+    return error
 
 
 def _encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out: Folder) -> Iterator[Committed]:
@@ -143,28 +155,9 @@ def _encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out
 
 def plan(index: ClipIndex, units: list[Unit], encoding: Encoding) -> ray.data.Dataset:
     """The dataset of encoded units, one block each, in order; nothing runs until it is iterated."""
-    rows = ray.put(index.rows.select(_ROWS).combine_chunks())
     resources = encoding.resources
-    spare = _cluster_cpus() - resources.workers * resources.cpus
-    decoders = min(resources.decoders or max(1, int(spare)), len(units))
     actors = min(resources.workers, len(units))
-    source = ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
-    options = source.context.execution_options
-    options.preserve_order = True
-    in_flight = (2 * decoders + 4 * actors + 4) * encoding.unit_bytes
-    options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
-    source.context.op_resource_reservation_enabled = True  # without it nothing bounds the bytes between operators
-    source.context.target_max_block_size = None
-    source.context.enable_progress_bars = False
-    source.context.print_on_execution_start = False
-    return source.map_batches(
-        partial(decode_unit, rows=rows, recipe=encoding.recipe),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=TaskPoolStrategy(size=decoders),
-        num_cpus=1 if spare >= decoders else 0,
-        memory=WORKER_BYTES + 3 * encoding.unit_bytes,
-    ).map_batches(
+    return decoded(index, units, encoding, reserved=actors * resources.cpus).map_batches(
         Encoder,
         batch_size=None,
         batch_format="pyarrow",
@@ -172,6 +165,32 @@ def plan(index: ClipIndex, units: list[Unit], encoding: Encoding) -> ray.data.Da
         compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
+    )
+
+
+def decoded(index: ClipIndex, units: list[Unit], encoding: Encoding, *, reserved: float) -> ray.data.Dataset:
+    """The dataset of decoded units, on the CPUs of the cluster that are not `reserved`; with none left they share those of the actors."""
+    rows = ray.put(index.rows.select(_ROWS).combine_chunks())
+    spare = _cluster_cpus() - reserved
+    tasks = min(encoding.resources.decoders or max(1, int(spare)), len(units))
+    source = ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
+    # Ray Data reports each data set it starts and ends; progress is the stage's to tell.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = source.context
+    context.execution_options.preserve_order = True
+    in_flight = (2 * tasks + 4 * encoding.resources.workers + 4) * encoding.unit_bytes
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
+    context.op_resource_reservation_enabled = True  # without it nothing bounds the bytes between operators
+    context.target_max_block_size = None
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return source.map_batches(
+        partial(decode_unit, rows=rows, recipe=encoding.recipe),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=tasks),
+        num_cpus=1 if spare >= tasks else 0,
+        memory=WORKER_BYTES + 3 * encoding.unit_bytes,
     )
 
 
@@ -190,7 +209,7 @@ def decode_unit(unit: pa.Table, *, rows: "ray.ObjectRef[pa.Table]", recipe: Deco
     began = time.perf_counter()
     work = Unit(**unit.to_pylist()[0])
     clips = ray.get(rows).slice(work.first, work.clips).to_pylist()
-    found: list[Pixels | BadVideo] = []
+    found: list[Pixels | BadVideo | OSError] = []
     for (url, offset, size), windows in groupby(clips, key=lambda clip: (clip["url"], clip["offset"], clip["bytes"])):
         found += _decode_video(url, offset, size, [clip["start"] for clip in windows], recipe)
     seconds = (time.perf_counter() - began) / work.clips
@@ -201,19 +220,19 @@ def decode_unit(unit: pa.Table, *, rows: "ray.ObjectRef[pa.Table]", recipe: Deco
             "place": work.place + number,
             "about": json.dumps({name: clip[name] for name in _ABOUT}, ensure_ascii=False),
             "decode_seconds": seconds,
-            "pixels": None if isinstance(item, BadVideo) else item.reshape(-1).data,
+            "pixels": item.reshape(-1).data if isinstance(item, np.ndarray) else None,
         }
         for number, (clip, item) in enumerate(zip(clips, found, strict=True))
     ]
     return pa.Table.from_pylist(listed, schema=_DECODED)
 
 
-def _decode_video(url: str, offset: int, size: int, starts: list[float], recipe: DecodeRecipe) -> list[Pixels | BadVideo]:
+def _decode_video(url: str, offset: int, size: int, starts: list[float], recipe: DecodeRecipe) -> list[Pixels | BadVideo | OSError]:
     """The windows of one video, and from the first that fails on, the reason instead."""
-    found: list[Pixels | BadVideo] = []
+    found: list[Pixels | BadVideo | OSError] = []
     try:
         found.extend(decode_clips(read_range(url, offset, size), starts=starts, **recipe.model_dump()))
-    except BadVideo as error:
+    except (BadVideo, OSError) as error:
         found.extend([error] * (len(starts) - len(found)))
     return found
 
@@ -221,6 +240,8 @@ def _decode_video(url: str, offset: int, size: int, starts: list[float], recipe:
 def _status(item: object) -> dict[str, str | float | None]:
     if isinstance(item, BadVideo):
         return {"reason": str(item.reason), "message": item.message, "position": item.position}
+    if isinstance(item, OSError):
+        return {"reason": _LOST, "message": str(item), "position": None}
     return {"reason": None, "message": None, "position": None}
 
 
@@ -280,6 +301,9 @@ def commit_shard(out: Folder, shard: int, expected: int, *blocks: pa.Table) -> C
     rows = [row for block in blocks for row in block.to_pylist()]
     places = [(row["shard"], row["place"]) for row in rows]
     assert places == [(shard, place) for place in range(expected)], f"blocks of shard {shard} are not whole or in order: {places}"
+    for row in rows:
+        if row["reason"] == _LOST:
+            raise DataError(f"the source of shard {shard} cannot be read: {row['message']}; restore it, then run again")
     abouts = [json.loads(row["about"]) for row in rows]
     samples = [Sample(row["place"], row["payload"], about) for row, about in zip(rows, abouts, strict=True) if row["reason"] is None]
     bad = [

@@ -58,5 +58,5 @@ def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_option_out_of_range_is_named() -> None:
-    with pytest.raises(ConfigError, match="frames: .*greater than or equal to 1"):
-        settings(fps=8, frames=0, size=64, batch_size=4, workers=1, gpus=0)
+    with pytest.raises(ConfigError, match=r"frames: .*greater than or equal to 1"):
+        settings({"fps": 8, "frames": 0, "size": 64, "batch_size": 4, "workers": 1, "gpus": 0})

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from kinetok.infra.artifact import Artifact, Counts, Record
-from kinetok.infra.errors import ContractError, QuarantineLimit
+from kinetok.infra.errors import ContractError, DataError, QuarantineLimit, StoreError
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import ClipIndex
@@ -139,6 +139,16 @@ def test_too_many_bad_clips_fail_the_stage_with_their_reasons(tiny: ModuleType, 
     clips = make_clips(4, bad=(1, 2))
     with pytest.raises(QuarantineLimit, match=r"(?s)of 8 clips could not be encoded.*unreadable"):
         tiny.run_encode(clips, tmp_path / "out", bad=0.3)
+
+
+def test_a_source_that_is_gone_and_a_store_that_refuses_are_named(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
+    clips = make_clips(2)
+    (tmp_path / "full" / "shards" / "000000.tar").mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"^cannot write \S*/full/shards/000000\.tar"):
+        tiny.run_encode(clips, tmp_path / "full")
+    (tmp_path / "source.tar").unlink()
+    with pytest.raises(DataError, match=r"^the source of shard 0 cannot be read: .*source\.tar"):
+        tiny.run_encode(clips, tmp_path / "out")
 
 
 def test_an_attempt_with_another_model_is_refused(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:

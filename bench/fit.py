@@ -1,0 +1,124 @@
+"""Step time of `fit` against a bare torch loop and bare DeepSpeed: same model, same batch, same threads.
+
+Samples come from memory, so that what is measured is the loop. Rates are medians over groups of steps, because machines have other
+things to do.
+"""
+
+import contextlib
+import io
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from kinetok.infra.engine import EngineSettings, make_engine
+from kinetok.infra.fit import FitConfig, PlayerConfig, fit
+from kinetok.infra.metrics_log import read_metrics
+from kinetok.infra.stage import Resources
+from kinetok.infra.storage import Folder
+from kinetok.tokenizers import catalog
+from kinetok.tokenizers.causal.autoencoder import CausalConfig
+from kinetok.tokenizers.causal.training import ReconstructionObjective, RungTrainable
+
+PLAYER = "autoencoder"
+BATCH, STEPS, GROUP = 2, 24, 4
+THREADS = os.cpu_count() or 1
+AIM = 0.95
+OPTIMIZER = PlayerConfig(lr=1e-3)
+MODEL = CausalConfig(patch=2, channels=24, mult=(1, 2, 4), strides=((2, 2), (2, 2)), blocks=1, groups=8)
+
+
+class Clips:
+    """A feed of sixteen noise clips of 17 frames of 64 x 64."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def batches(self, *, start: int, batch: int, rank: int, world: int) -> Iterator[dict[str, Tensor]]:
+        video = torch.randint(0, 256, (16, 17, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        position = start + rank * batch
+        while True:
+            rows = torch.arange(position, position + batch) % 16
+            yield {"video_BTHWC": video[rows], "seed_B": rows}
+            position += batch * world
+
+
+def build() -> RungTrainable:
+    """The base model of the main job."""
+    torch.manual_seed(0)
+    return catalog.trainable(catalog.build(MODEL), ReconstructionObjective())
+
+
+def rows() -> list[dict[str, object]]:
+    """One line against each floor."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    torch.set_num_threads(THREADS)
+    floors = {"a bare torch loop": bare_torch(), "bare DeepSpeed": bare_deepspeed()}
+    ours = with_fit()
+    return [
+        {"name": f"fit() steps against {name}", "value": ours, "unit": "steps/s", "floor": floor, "ratio": ours / floor, "aim": AIM}
+        for name, floor in floors.items()
+    ]
+
+
+def bare_torch() -> float:
+    """Steps per second of the loop anyone would write."""
+    player = build().players[PLAYER]
+    optimizer = torch.optim.AdamW(player.parameters(), lr=OPTIMIZER.lr, betas=OPTIMIZER.betas, weight_decay=0.0)
+
+    def step(batch: dict[str, Tensor], number: int) -> None:
+        optimizer.zero_grad()
+        loss, _ = player(batch, number)
+        loss.backward()
+        nn.utils.clip_grad_norm_(player.parameters(), OPTIMIZER.clip)
+        optimizer.step()
+
+    return _rate(step)
+
+
+def bare_deepspeed() -> float:
+    """Steps per second of a DeepSpeed engine on one process."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+    torch.distributed.init_process_group("gloo")
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine = make_engine(build().players[PLAYER], OPTIMIZER, EngineSettings(zero=0, bf16=False, micro_batch=BATCH, accumulation=1))
+
+    def step(batch: dict[str, Tensor], number: int) -> None:
+        loss, _ = engine(batch, number)
+        engine.backward(loss)
+        engine.step()
+
+    try:
+        return _rate(step)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def with_fit() -> float:
+    """Steps per second of `fit` on one Ray Train worker that has all cores."""
+    config = FitConfig(steps=STEPS + GROUP, global_batch=BATCH, optimizers={PLAYER: OPTIMIZER}, log_every=GROUP, checkpoint_every=10**6)
+    with tempfile.TemporaryDirectory() as name:
+        out, resources = Folder(name), Resources(batch_size=BATCH, cpus=THREADS)
+        fit(build, Clips(), None, config, out=out, resources=resources, progress=lambda **_: None, stop=threading.Event())
+        rates = [float(line["train/samples_per_second"] or 0) for line in read_metrics(out)]
+    return statistics.median(rates[1:]) / BATCH
+
+
+def _rate(step: Callable[[dict[str, Tensor], int], None]) -> float:
+    """Median steps per second over groups of steps, the first group left out."""
+    batches = Clips().batches(start=0, batch=BATCH, rank=0, world=1)
+    rates = []
+    for group in range(STEPS // GROUP + 1):
+        began = time.perf_counter()
+        for number in range(GROUP):
+            step(next(batches), group * GROUP + number + 1)
+        rates.append(GROUP / (time.perf_counter() - began))
+    return statistics.median(rates[1:])
