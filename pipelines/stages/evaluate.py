@@ -31,7 +31,7 @@ class Evaluate(Stage):
     version: ClassVar[int] = 1
     data: Annotated[Ref, Produces("clips")]
     """The clips; the ladder is measured on one split of them."""
-    models: Annotated[tuple[Ref, ...], Produces("train"), Field(min_length=1)]
+    models: Annotated[tuple[Ref, ...], Produces("train", "model"), Field(min_length=1)]
     """The rungs, lowest first."""
     split: Literal["train", "val"] = "val"
     max_clips: Annotated[StrictInt, Field(ge=1)] | None = None

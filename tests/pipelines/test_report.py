@@ -1,0 +1,143 @@
+"""The report page from small artifacts: complete, honest, self-contained, and safe with text from strangers."""
+
+import itertools
+import json
+import re
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from kinetok.infra.artifact import Artifact, Counts, Record, Store, publish
+from kinetok.infra.metrics_log import MetricsLog
+from kinetok.infra.stage import Ref, Resources, StageContext
+from kinetok.infra.storage import Folder
+from kinetok.pipelines.data.clip_index import part_bytes, part_name
+from kinetok.pipelines.report.charts import chart, charts, ticks
+from kinetok.pipelines.report.page import judge
+from kinetok.pipelines.report.tables import Geometry, Line, RungCost, Shown, ShownList, Table
+from kinetok.pipelines.stages.report import Report
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+COST = RungCost(
+    tokenizer="causal",
+    weights="w",
+    temporal=4,
+    spatial=8,
+    latent=(8, 5, 8, 8),
+    parameters=1000,
+    tokens_per_second=151.0,
+    bits_per_second=19276.0,
+    encode_frames_per_second=60.0,
+    decode_frames_per_second=44.0,
+)
+
+
+def _table(psnr: float) -> Table:
+    lines = (Line(name="data-set mean frame", psnr=14.0, ssim=0.1), Line(name="clip mean frame", psnr=24.9, ssim=0.6))
+    rung = Line(name="base", psnr=psnr, ssim=0.9, cost=COST)
+    return Table(split="val", clips=3, stored="bf16", recipe=Geometry(fps=8, frames=17, height=64, width=64), ladder=(*lines, rung))
+
+
+def _publish(store: Store, kind: str, name: str, counts: Counts | None = None, metrics: dict[str, float | None] | None = None) -> Artifact:
+    record = Record(
+        kind=kind, name=name, key=name[0] * 16, version=1, config={}, digest="", counts=counts or Counts(), metrics=metrics or {},
+        started="2026-01-01", seconds=2.0, commit="abc", resources={"workers": 2},
+    )  # fmt: skip
+    return publish(store.folder(kind, name, name[0] * 16), record)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    """The page of a good job whose captions and quarantine messages are hostile."""
+    store = Store(Folder(str(tmp_path)))
+    bad = {"id": HOSTILE, "video": "v", "shard": 0, "decision": "quarantined", "reason": "unreadable", "message": HOSTILE}
+    store.folder("clips", "clips", "c" * 16).write_bytes(part_name(0), part_bytes([bad]))
+    clips = _publish(store, "clips", "clips", Counts(input=9, written=6, filtered=2, quarantined=1))
+    trained = store.folder("train", "base", "b" * 16)
+    log = MetricsLog(trained, after=-1)
+    for step in range(5):
+        log.write(step, {"train/autoencoder/loss": 1.0 / (step + 1), "train/autoencoder/lr": 1e-3, "val/psnr": 20.0 + step})
+    log.flush()
+    summary = {"steps": 5, "seconds": 60.0, "samples_per_second": 3.0, "restarts": 1, "frozen": {"lower": {"before": "a", "after": "a"}}}
+    trained.write_text("training.json", json.dumps(summary))
+    base = _publish(store, "train", "base")
+    rates = {"clips_per_second": 40.0, "decode_clips_per_second_per_core": 100.0, "model_clips_per_second_per_actor": 25.0}
+    tokens = _publish(store, "encode", "tokens", Counts(input=6, written=6), rates)
+    quality = store.folder("evaluate", "quality", "q" * 16)
+    quality.write_text("table.json", _table(28.1).model_dump_json())
+    shown = [
+        Shown(model="base", role=role, file="panel/a.mp4", id="v/0", caption=HOSTILE, psnr=28.0, ssim=0.9) for role in ("panel", "worst")
+    ]
+    quality.write_bytes("panel.json", ShownList.dump_json(shown))
+    quality.write_bytes("panel/a.mp4", b"not really a video")
+    inputs: dict[str, Artifact | tuple[Artifact, ...]] = {"clips": clips, "trained": (base,), "encoded": (tokens,)}
+    inputs["quality"] = _publish(store, "evaluate", "quality", Counts(input=3, written=3))
+    out = Folder(str(tmp_path / "out"))
+    context = StageContext("report", "0" * 16, inputs, out, Resources(), lambda **_: None, threading.Event())
+    stage = Report(quality=Ref("quality"), clips=Ref("clips"), trained=(Ref("base"),), encoded=(Ref("tokens"),))
+    assert stage.run(context).metrics["bytes"] > 1000
+    return out.read_text("report.html")
+
+
+def test_the_page_shows_what_was_measured(page: str) -> None:
+    for text in ("28.1 dB at 4×8×8", "passed", "clip mean frame", "24.90", "19.3 k", "quarantined", "unchanged", "80% of 2 model actors"):
+        assert text in page, text
+    assert page.count("<video") == 2 and page.count("data:video/mp4;base64,") == 2 and page.count("<svg") == 2
+
+
+def test_text_from_strangers_is_escaped(page: str) -> None:
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script" not in page and "<img" not in page
+
+
+def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page) and "@import" not in page and "url(" not in page
+
+
+def test_tags_are_balanced(page: str) -> None:
+    open_tags: list[str] = []
+
+    class Check(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            if tag not in ("meta", "line", "circle", "path", "br", "img"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            if tag not in ("line", "circle", "path"):
+                assert open_tags.pop() == tag
+
+    Check().feed(page)
+    assert not open_tags
+
+
+def test_a_rung_below_the_mean_frame_fails_the_job() -> None:
+    verdict = judge(_table(24.9))
+    assert not verdict.good and "base at 24.90 dB" in verdict.sentence and "failed" in verdict.sentence
+    assert judge(_table(24.91)).good
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (3.2, 3.2), (-5.0, 1e4), (0.0012, 0.0031), (0.0, 0.0)])
+def test_ticks_are_round_and_cover_the_values(low: float, high: float) -> None:
+    marks = ticks(low, high)
+    assert marks[0] <= low and marks[-1] >= high and 2 <= len(marks) <= 7
+    steps = {round((b - a) / (marks[1] - marks[0]), 6) for a, b in itertools.pairwise(marks)}
+    assert steps == {1.0}
+
+
+def test_long_series_keep_their_end_and_stay_inside() -> None:
+    drawn = chart("loss", {"train/loss": [(float(step), 1 / (step + 1)) for step in range(10_000)]})
+    (series,) = drawn.series
+    numbers = [float(number) for number in re.findall(r"[\d.]+", series.path)]
+    assert len(numbers) < 600 and series.end == (numbers[-2], numbers[-1])
+    assert all(0 <= x <= drawn.width for x in numbers[::2]) and all(0 <= y <= drawn.height for y in numbers[1::2])
+
+
+def test_charts_put_training_and_validation_together() -> None:
+    lines = [{"step": float(step), "time": 0.0, "train/l1": 1.0, "train/loss": 2.0, "train/lr": 0.1, "val/l1": 3.0} for step in range(3)]
+    found = charts(lines)  # type: ignore[arg-type]
+    assert [(drawn.title, [series.name for series in drawn.series]) for drawn in found] == [
+        ("loss", ["train/loss"]),
+        ("l1", ["train/l1", "val/l1"]),
+    ]
