@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinetok.infra.errors import Cancelled, ConfigError, KinetokError, TrainingError
+from kinetok.infra.errors import ConfigError, KinetokError, TrainingError
 from kinetok.infra.fit import ATTEMPTS, RUN, outcome_name
 from kinetok.infra.stage import Resources
 from kinetok.infra.wheel import build_wheel
@@ -108,7 +108,7 @@ def run_workers(work: "Work") -> None:
 
 def _worker(config: dict[str, "Work"]) -> None:
     """What each Ray Train worker runs. An error that would come again is written down, so that a restarted group ends at once."""
-    from kinetok.infra.training import Loop
+    from kinetok.infra.training import Agreed, Loop
 
     work, session = config["work"], RaySession()
     if work.out.exists(outcome_name(work.turn)):
@@ -119,14 +119,14 @@ def _worker(config: dict[str, "Work"]) -> None:
             _note_attempt(work, loop)
         began = time.monotonic()
         frozen = loop.run()
-        if session.rank == 0:
-            _write_outcome(work, {"seconds": time.monotonic() - began, "frozen": frozen})
-    except (TrainingError, Cancelled) as error:
-        # Every rank raises these alike, so all of them return and nothing waits for a lost peer.
-        _write_outcome(work, {"error": type(error).__name__, "message": str(error)})
+    except Agreed as error:
+        _write_error(work, error.cause)
+        return
     except KinetokError as error:
-        _write_outcome(work, {"error": type(error).__name__, "message": str(error)})
+        _write_error(work, error)
         raise
+    if session.rank == 0:
+        _write_outcome(work, {"seconds": time.monotonic() - began, "frozen": frozen})
 
 
 class RaySession:
@@ -168,6 +168,10 @@ def _note_attempt(work: "Work", loop: "Loop") -> None:
 
 def _write_outcome(work: "Work", outcome: dict[str, object]) -> None:
     work.out.write_text(outcome_name(work.turn), json.dumps(outcome))
+
+
+def _write_error(work: "Work", error: KinetokError) -> None:
+    _write_outcome(work, {"error": type(error).__name__, "message": str(error)})
 
 
 def _first_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, distributed, nn
 from kinetok.infra import checkpoint
 from kinetok.infra.checkpoint import Saved
 from kinetok.infra.engine import Engine, EngineSettings, make_engine
-from kinetok.infra.errors import Cancelled, ConfigError, TrainingError
+from kinetok.infra.errors import Cancelled, ConfigError, KinetokError, TrainingError
 from kinetok.infra.fit import TURN, FitConfig, accumulation
 from kinetok.infra.metrics_log import MetricsLog
 from kinetok.infra.optim import Average, local, lr_factor, named, whole
@@ -101,6 +101,14 @@ class Work:
     """The call of `fit` it comes from."""
 
 
+class Agreed(Exception):
+    """Carries an error that every rank raises alike: all can return, and none waits for a lost peer."""
+
+    def __init__(self, cause: KinetokError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 class Loop:
     """One worker's side of a run, from the last committed checkpoint to the exported model.
 
@@ -125,7 +133,7 @@ class Loop:
         self.engines, self.average, self.start = self._resume()
 
     def run(self) -> dict[str, str]:
-        """Train to the end and export; returns the frozen modules' digests (rank 0). Errors are raised on all ranks alike."""
+        """Train to the end and export; returns the frozen modules' digests (rank 0). Raises Agreed on all ranks alike."""
         log = MetricsLog(self.work.out, after=self.start) if self.first else None
         batches = self.work.train.batches(
             start=self.start * self.config.global_batch,
@@ -182,12 +190,14 @@ class Loop:
         self.sums, self.counts, self.losses = {}, {}, []
         for at, player, loss in losses:
             if not np.isfinite(loss):
-                raise TrainingError(
-                    f"the loss of {player} is {loss} at step {at}: lower its learning rate ({self.config.optimizers[player].lr}), "
-                    "lengthen the warm-up, or look at the samples of that step"
+                raise Agreed(
+                    TrainingError(
+                        f"the loss of {player} is {loss} at step {at}: lower its learning rate ({self.config.optimizers[player].lr}), "
+                        "lengthen the warm-up, or look at the samples of that step"
+                    )
                 )
         if stopped:
-            raise Cancelled(f"training was asked to stop at step {step}")
+            raise Agreed(Cancelled(f"training was asked to stop at step {step}"))
         values = dict(zip(names, figures, strict=False))
         for player in self.engines:
             mine = [loss for _, name, loss in losses if name == player]
@@ -264,7 +274,7 @@ class Loop:
 
     def _note(self, figures: Mapping[str, Tensor]) -> None:
         for name, value in figures.items():
-            self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach()
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def _to_device(self, batch: Batch) -> Batch:
@@ -307,9 +317,10 @@ class Loop:
     def _export(self) -> dict[str, str]:
         """Check that the frozen modules are what they were, then save the model to `model/` in the store; returns their digests."""
         frozen = self._digests()
-        for name, digest in frozen.items():
-            if digest != self.frozen[name]:
-                raise TrainingError(f"frozen module {name} changed during training ({self.frozen[name][:12]} -> {digest[:12]})")
+        changed = [", ".join(name for name in frozen if frozen[name] != self.frozen[name])]
+        distributed.broadcast_object_list(changed)
+        if changed[0]:
+            raise Agreed(TrainingError(f"frozen modules changed during training: {changed[0]}; the model was not saved"))
         with self._viewing(), tempfile.TemporaryDirectory(prefix="kinetok-") as folder:
             if self.first:
                 self.view.export(Path(folder))
@@ -375,3 +386,6 @@ def _has_turn(work: Work) -> bool:
         return work.out.read_text(TURN) == work.turn
     except FileNotFoundError:
         return False
+    except OSError:
+        # A store that does not answer takes no turn away.
+        return True

@@ -28,7 +28,7 @@ from kinetok.infra.fit import TURN, FitConfig, PlayerConfig
 from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
-from kinetok.infra.training import Batch, Loop, Work
+from kinetok.infra.training import Agreed, Batch, Loop, Work
 
 
 class Regressor(nn.Module):
@@ -177,7 +177,10 @@ def run_loop(
     work = Work(build, Numbers(), Numbers(11), config, out, Resources(**sizes), turn)
     out.write_text(TURN, "mine")
     with contextlib.suppress(Interrupted):
-        Loop(work, FolderSession(folder / "checkpoints", rank, world, until)).run()
+        try:
+            Loop(work, FolderSession(folder / "checkpoints", rank, world, until)).run()
+        except Agreed as error:
+            raise error.cause from error
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -366,7 +369,7 @@ def test_frozen_weights_are_watched_and_in_no_checkpoint(tmp_path: Path) -> None
             self.frozen["lower"].weight.data[0, 0] += 1e-6
             return True
 
-    with pytest.raises(TrainingError, match="frozen module lower changed"):
+    with pytest.raises(TrainingError, match="frozen modules changed during training: lower"):
         alone_run(tmp_path / "melting", Melting)
 
 
