@@ -55,9 +55,13 @@ def read_metrics(out: Folder) -> list[Line]:
 
 
 def last_line(out: Folder) -> Line | None:
-    """The newest line, None before the first."""
+    """The newest line, None before the first; may be called while another process writes."""
     names = _segments(out)
-    return _read(out, names[-1])[-1] if names else None
+    try:
+        return _read(out, names[-1])[-1] if names else None
+    except FileNotFoundError:
+        # A worker that resumes has just removed the segment.
+        return None
 
 
 def step_of(line: Line) -> int:

@@ -40,6 +40,11 @@ def test_resuming_leaves_no_step_twice(out: Folder, after: int) -> None:
     assert [line["step"] for line in read_metrics(out)] == list(range(1, 11))
 
 
+def test_a_segment_removed_meanwhile_is_no_error(out: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_log, "_segments", lambda out: ["metrics/000000001.jsonl"])
+    assert last_line(out) is None
+
+
 def test_what_is_not_finite_is_null(out: Folder) -> None:
     MetricsLog(out, after=0).write(1, {"val/psnr": math.inf, "val/l1": 0.5})
     assert {name: value for name, value in (last_line(out) or {}).items() if name.startswith("val/")} == {"val/psnr": None, "val/l1": 0.5}
