@@ -35,10 +35,11 @@ class _Scores:
             self.std.append(self.std[-1])
             self.motion.append(0.0)
             return
-        luma = pixels @ _LUMA
-        self.mean.append(float(luma.mean()))
-        self.std.append(float(luma.std()))
-        self.motion.append(float(np.abs(luma - self._last[1]).mean()) if self._last is not None else 0.0)
+        luma = pixels.reshape(-1, 3).astype(np.float32) @ _LUMA
+        mean = float(luma.sum()) / luma.size
+        self.mean.append(mean)
+        self.std.append(max(float(luma @ luma) / luma.size - mean * mean, 0.0) ** 0.5)
+        self.motion.append(float(np.abs(luma - self._last[1]).sum()) / luma.size if self._last is not None else 0.0)
         self._last = (pixels, luma)
 
     def of(self, begin: int, end: int) -> dict[str, float]:

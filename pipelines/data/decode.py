@@ -54,8 +54,7 @@ class Limits:
     pixels: int = 36_000_000
     """Of one frame: 8K passes."""
     work: int = 50_000_000_000
-    """Pixels decoded in total: about 13 minutes of 1080p at 30 fps, one or two minutes of one core."""
-    frames: int = 1_000_000
+    """Pixels decoded in total: about 13 minutes of 1080p at 30 fps, one or two minutes of one core. A frame counts at least 10,000."""
     aspect: float = 16.0
     """Longer over shorter side, as displayed: resizing to cover the target would otherwise take memory without bound."""
 
@@ -87,6 +86,7 @@ class VideoReader:
             self._container = _open(self._file, limits)
             self._stream = _video_stream(self._container, limits)
             self._rate = _rate(self._stream)
+            self._pixel_aspect = _pixel_aspect(self._stream)
             self._frames = self._timed_frames(self._container)
             self._first = next(self._frames, None)
             if self._first is None:
@@ -112,7 +112,7 @@ class VideoReader:
 
         A frame that serves several times is one and the same array. Raises BadVideo where decoding fails on the way.
         """
-        scaler = Scaler(height, width, _pixel_aspect(self._stream))
+        scaler = Scaler(height, width, self._pixel_aspect)
         waiting = iter(times)
         wanted = next(waiting, None)
         for frame, until in self._spans():
@@ -137,19 +137,17 @@ class VideoReader:
 
     def _timed_frames(self, container: InputContainer) -> Iterator[tuple[float, VideoFrame]]:
         """Every frame with its time, strictly increasing from 0; checks the limits on the way."""
-        first: float | None = None
-        previous = -1 / self._rate
-        work = 0
-        for index, frame in enumerate(self._decoded(container)):
+        period = 1 / self._rate
+        first, previous, work = None, -period, 0
+        for frame in self._decoded(container):
+            stamp = frame.time
             if first is None:
-                first = frame.time or 0.0
-            stamp = previous if frame.time is None else frame.time - first
-            time = stamp if stamp > previous else previous + 1 / self._rate
-            work += frame.width * frame.height
-            self._check_time(time)
-            self._check_frame(frame, time)
-            if work > self._limits.work or index >= self._limits.frames:
-                raise BadVideo(Reason.TOO_LARGE, f"takes more than {index} frames of {frame.width}x{frame.height} to decode", time)
+                first = stamp or 0.0
+            time = previous if stamp is None else stamp - first
+            if time <= previous:
+                time = previous + period
+            work += _cost(frame.width, frame.height)
+            self._check(frame, time, work)
             yield time, frame
             previous = time
 
@@ -167,22 +165,25 @@ class VideoReader:
             done += 1
             yield frame
 
+    def _check(self, frame: VideoFrame, time: float, work: int) -> None:
+        """Refuse a damaged frame, and a video that goes beyond its limits with this frame."""
+        limits, width, height = self._limits, frame.width, frame.height
+        if frame.is_corrupt:
+            raise BadVideo(Reason.CORRUPT, f"the frame at {time:.3f} s is damaged (lost references or encrypted)", time)
+        self._check_time(time)
+        _check_size(width, height, limits)
+        if work > limits.work:
+            raise BadVideo(Reason.TOO_LARGE, f"more frames of {width}x{height} pixels than may be decoded", time)
+        shown = width * self._pixel_aspect
+        if shown > limits.aspect * height or height > limits.aspect * shown:
+            raise BadVideo(Reason.TOO_LARGE, f"{width}x{height} pixels: one side over {limits.aspect:g} times the other", time)
+
     def _check_time(self, time: float) -> None:
         if time > self._limits.seconds:
             raise BadVideo(Reason.TOO_LONG, f"runs to {time:.0f} s; the limit is {self._limits.seconds:.0f} s", time)
 
-    def _check_frame(self, frame: VideoFrame, time: float) -> None:
-        if frame.is_corrupt:
-            raise BadVideo(Reason.CORRUPT, f"the frame at {time:.3f} s is damaged (lost references or encrypted)", time)
-        _check_size(frame.width, frame.height, self._limits)
-        tall, wide = frame.height, frame.width * _pixel_aspect(self._stream)
-        if max(tall, wide) > self._limits.aspect * min(tall, wide):
-            raise BadVideo(
-                Reason.TOO_LARGE, f"{frame.width}x{frame.height} pixels: over {self._limits.aspect:g} times longer than wide", time
-            )
-
     def _describe(self, container: InputContainer, frame: VideoFrame) -> VideoInfo:
-        height, width = frame.height, round(frame.width * _pixel_aspect(self._stream))
+        height, width = frame.height, round(frame.width * self._pixel_aspect)
         if _quarter_turns(frame) % 2:
             height, width = width, height
         return VideoInfo(width, height, self._rate, _declared_seconds(container, self._stream), self._stream.codec_context.name)
@@ -303,10 +304,15 @@ def _video_stream(container: InputContainer, limits: Limits) -> VideoStream:
     seconds = _declared_seconds(container, stream)
     if seconds is not None and seconds > limits.seconds:
         raise BadVideo(Reason.TOO_LONG, f"declares {seconds:.0f} s; the limit is {limits.seconds:.0f} s")
-    if stream.frames * stream.codec_context.width * stream.codec_context.height > limits.work or stream.frames > limits.frames:
-        size = f"{stream.codec_context.width}x{stream.codec_context.height}"
-        raise BadVideo(Reason.TOO_LARGE, f"declares {stream.frames} frames of {size}: more than the limit of decoding work")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if stream.frames * _cost(width, height) > limits.work:
+        raise BadVideo(Reason.TOO_LARGE, f"declares {stream.frames} frames of {width}x{height} pixels: more than may be decoded")
     return stream
+
+
+def _cost(width: int, height: int) -> int:
+    """Work of decoding one frame, in pixels; even a tiny one takes a while."""
+    return max(width * height, 10_000)
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:

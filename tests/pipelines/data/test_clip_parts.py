@@ -1,0 +1,66 @@
+"""Captions, groups and splits of tar samples; a part on S3 is the same as one on disk."""
+
+import io
+from pathlib import Path
+
+import pytest
+from tests.pipelines.data.videos import encode, moving
+
+from kinetok.infra.storage import Folder
+from kinetok.pipelines.data.clip_index import read_parts
+from kinetok.pipelines.data.clip_parts import MAX_CAPTION, cut_shard, finished_parts, split_of
+from kinetok.pipelines.data.recipe import CutRecipe
+from kinetok.pipelines.data.sources import SourcePlan, list_source, write_plan
+from kinetok.pipelines.data.tars import TarWriter
+
+RECIPE = CutRecipe(fps=8, frames=5, height=16, width=16)
+VIDEO = encode(moving(6), rate=8)
+
+
+def _rows(tmp_path: Path, members: dict[str, bytes]) -> list[dict[str, object]]:
+    file = io.BytesIO()
+    writer = TarWriter(file)
+    for name, data in members.items():
+        writer.add(name, data)
+    writer.close()
+    (tmp_path / "s.tar").write_bytes(file.getvalue())
+    plan = SourcePlan(Folder(str(tmp_path / "plan")))
+    write_plan(plan.folder, list_source(f"{tmp_path}/s.tar"))
+    out = Folder(str(tmp_path / "out"))
+    (shard,) = plan.shards()
+    part = cut_shard(shard, plan, RECIPE, out)
+    assert finished_parts(out) == {0: part}
+    rows: list[dict[str, object]] = read_parts(out).to_pylist()
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("members", "caption", "group"),
+    [
+        ({}, "", "v"),
+        ({"v.txt": b" from text \n"}, "from text", "v"),
+        ({"v.json": b'{"caption": "from json", "group": "g"}'}, "from json", "g"),
+        ({"v.json": b'{"text": "other name"}'}, "other name", "v"),
+        ({"v.json": b'{"caption": "from json"}', "v.txt": b"from text"}, "from text", "v"),
+        ({"v.json": b'{"caption": 7, "group": ["x"], "split": "test"}'}, "", "v"),
+        ({"v.json": b"not json \xff"}, "", "v"),
+        ({"v.json": b"[1]"}, "", "v"),
+        ({"v.txt": b"caf\xe9"}, "caf\ufffd", "v"),
+        ({"v.txt": b"x" * 100_000}, "x" * MAX_CAPTION, "v"),
+    ],
+)
+def test_facts_beside_a_video(tmp_path: Path, members: dict[str, bytes], caption: str, group: str) -> None:
+    (row,) = _rows(tmp_path, {"v.mp4": VIDEO, **members})
+    assert (row["decision"], row["caption"], row["group"], row["id"]) == ("kept", caption, group, "s/v/0")
+
+
+def test_several_videos_of_one_key(tmp_path: Path) -> None:
+    rows = _rows(tmp_path, {"v.left.mp4": VIDEO, "v.right.mp4": VIDEO, "v.txt": b"both"})
+    assert [(row["id"], row["caption"], row["group"]) for row in rows] == [("s/v.left/0", "both", "v"), ("s/v.right/0", "both", "v")]
+
+
+def test_split_is_a_stable_share_of_groups() -> None:
+    splits = [split_of(f"group {i}", 0.2) for i in range(2000)]
+    assert 0.17 < splits.count("val") / 2000 < 0.23
+    assert all(split_of(f"group {i}", 0.5) == "val" for i in range(2000) if splits[i] == "val")
+    assert {split_of(f"{i}", 0.0) for i in range(100)} == {"train"}
