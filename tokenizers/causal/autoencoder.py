@@ -135,6 +135,7 @@ class CausalTokenizer(Rung):
     def __init__(self, config: CausalConfig) -> None:
         super().__init__()
         self.config = config
+        self._temporal, self._spatial = config.temporal, config.spatial
         self.encoder = EncoderTrunk(config)
         self.heads = LatentHeads(self.feature_channels, config.z)
         self.decoder = DecoderTrunk(config)
@@ -158,11 +159,11 @@ class CausalTokenizer(Rung):
 
     @property
     def temporal(self) -> int:
-        return self.config.temporal
+        return self._temporal
 
     @property
     def spatial(self) -> int:
-        return self.config.spatial
+        return self._spatial
 
     def feature_ladder(self, video_BCTHW: Tensor, rates: int) -> list[Tensor]:
         padded_BCTHW = pad_frames(video_BCTHW, self.temporal * 2 ** (rates - 1))

@@ -160,3 +160,13 @@ def test_what_cannot_be_grown_upon_is_refused(base: CausalTokenizer) -> None:
 def test_decode_needs_no_encoder(shaken: GrownTokenizer) -> None:
     latent = torch.zeros(2, 4, 3, 2, 2, dtype=torch.float64)
     assert shaken.decode(Tokens(latent, frames=13)).shape == (2, 3, 13, 16, 16)
+
+
+@pytest.mark.slow
+def test_compiles_without_graph_breaks(shaken: GrownTokenizer, make_video: MakeVideo) -> None:
+    video = make_video(9)
+
+    def reconstruct(video_BCTHW: torch.Tensor) -> torch.Tensor:
+        return shaken.decode_latent(shaken.heads.posterior(shaken.features(video_BCTHW)).mean_BZthw, 9)
+
+    torch.testing.assert_close(torch.compile(reconstruct, backend="eager", fullgraph=True)(video), reconstruct(video))
