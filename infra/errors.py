@@ -10,6 +10,8 @@ KinetokError
 ├── TrainingError (RuntimeError)  training cannot start, continue or be trusted (non-finite loss, frozen weights moved)
 └── Cancelled (RuntimeError)      the run was asked to stop
 
+Three more are defined where they are raised: BadVideo and DamagedShard (DataErrors of the data plane), TrackingDown (`mlflow_store.py`).
+
 Messages say what is wrong, where, and the remedy. Broken invariants of our own code are `assert`s, not these.
 """
 

@@ -1,6 +1,6 @@
 """`Job`: a job file as typed data, read with dotted overrides and checked whole before anything starts.
 
-The file is YAML by `safe_load`. Each entry of `stages` becomes the Stage class its `kind` names; `resources` are merged from
+The file is YAML, read safely. Each entry of `stages` becomes the Stage class its `kind` names; `resources` are merged from
 `default` and the stage's own entry. All problems are gathered and raised as one ConfigError, each with its path in the file and the
 nearest valid name. Not covered: what would run and why (`plan.py`), running (`run.py`).
 """
@@ -8,7 +8,7 @@ nearest valid name. Not covered: what would run and why (`plan.py`), running (`r
 import difflib
 import graphlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -71,8 +71,8 @@ class Job(Config):
 def find_job(where: str, packaged: Path) -> Path:
     """The job file at the path `where`, else the one of that name in the folder `packaged` (`main`, `main.yaml`, `jobs/main.yaml`)."""
     given = Path(where)
-    candidates = [given, packaged / given.name, packaged / f"{given.name}.yaml"]
-    for path in candidates:
+    brought = [packaged / given.name, packaged / f"{given.name}.yaml"] if given.parent.name in ("", "jobs") else []
+    for path in (given, *brought):
         if path.is_file():
             return path
     known = sorted(path.stem for path in packaged.glob("*.yaml"))
@@ -84,7 +84,7 @@ def find_job(where: str, packaged: Path) -> Path:
 def load_job(path: Path, catalog: Sequence[type[Stage]], overrides: Sequence[str] = ()) -> Job:
     """Read, override and check a job file; raises ConfigError with every problem found."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = _Loader(path.read_text()).get_single_data()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(raw, dict):
@@ -197,6 +197,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean ...?)`, or nothing where no known name is close."""
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+class _Loader(yaml.SafeLoader):
+    """`safe_load` that refuses a name given twice, of which YAML would keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        seen: set[str] = set()
+        for name, _ in node.value:
+            if name.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{name.value!r} is given twice", name.start_mark)
+            seen.add(name.value)
+        return super().construct_mapping(node, deep)
 
 
 def _kind(stage: type[Stage]) -> str:

@@ -140,10 +140,11 @@ class Board:
     def table(self) -> Table:
         """The live display."""
         table = Table(box=None, header_style="dim", pad_edge=False)
-        for column in ("stage", "state", "done", "rate", "left", "quarantined", "note"):
-            table.add_column(column, justify="right" if column in ("done", "rate", "left", "quarantined") else "left")
+        for column in ("stage", "state", "done", "rate", "left", "quarantined", "note", "time"):
+            table.add_column(column, justify="right" if column in ("done", "rate", "left", "quarantined", "time") else "left")
         for row in self.rows.values():
-            table.add_row(*row.cells(), style=_COLOURS.get(row.status, "dim"))
+            time_spent = human_seconds(row.seconds) if row.seconds is not None else ""
+            table.add_row(*row.cells(), time_spent, style=_COLOURS.get(row.status, "dim"))
         return table
 
     def _print_at_intervals(self) -> None:

@@ -310,7 +310,7 @@ class _Mirror:
                 mirror(self.store, self.run_id, self.tracking.uri, self.tracking.experiment)
             except KinetokError as error:
                 if not told:
-                    self.board.say(f"MLflow is not told of this run: {error}; the job goes on, `kinetok sync` catches up")
+                    self.board.say(f"the job goes on without MLflow: {error}")
                 told = True
 
 

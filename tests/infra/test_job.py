@@ -165,6 +165,13 @@ def test_yaml_makes_no_objects(toys: ModuleType, tmp_path: Path) -> None:
         load_job(path, toys.CATALOG)
 
 
+def test_a_stage_given_twice_is_refused(toys: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("name: x\nstages:\n  few: {kind: numbers}\n  few: {kind: numbers, count: 4}\n")
+    with pytest.raises(ConfigError, match=r"'few' is given twice[\s\S]*line 4"):
+        load_job(path, toys.CATALOG)
+
+
 def test_job_files_are_found_by_path_then_among_the_packaged(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packaged, here = tmp_path / "packaged", tmp_path / "here"
     packaged.mkdir()
@@ -175,6 +182,8 @@ def test_job_files_are_found_by_path_then_among_the_packaged(toys: ModuleType, t
         assert find_job(text, packaged) == packaged / "main.yaml"
     (here / "main.yaml").write_text("")
     assert find_job("main.yaml", packaged) == Path("main.yaml")
+    with pytest.raises(ConfigError, match="no job file"):
+        find_job("mine/main.yaml", packaged)
     with pytest.raises(ConfigError, match=r"no job file mian \(did you mean main\?\)"):
         find_job("mian", packaged)
     assert load_job(packaged / "main.yaml", toys.CATALOG, ["few.count=4"]).stages["few"].model_dump()["count"] == 4

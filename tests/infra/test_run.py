@@ -41,7 +41,7 @@ def statuses(state: JobRun) -> dict[str, str]:
     return {name: stage.status for name, stage in state.stages.items()}
 
 
-def wide(toys: ModuleType, monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
+def wide(monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: cpus)
 
 
@@ -92,7 +92,7 @@ def test_the_state_of_a_run_is_on_the_store(toys: ModuleType, tmp_path: Path) ->
 
 
 def test_independent_stages_run_side_by_side(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide(toys, monkeypatch, 2)
+    wide(monkeypatch, 2)
     barrier = threading.Barrier(2, timeout=60)
     toys.hooks |= {name: lambda ctx: barrier.wait() and None for name in ("few", "many")}
     assert go(toys, tmp_path)[0].succeeded
@@ -101,7 +101,7 @@ def test_independent_stages_run_side_by_side(toys: ModuleType, tmp_path: Path, m
 def test_stages_whose_cpus_do_not_fit_wait_and_one_too_big_runs_alone(
     toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wide(toys, monkeypatch, 2)
+    wide(monkeypatch, 2)
     running: list[str] = []
     seen: list[tuple[str, ...]] = []
 
@@ -282,7 +282,7 @@ def test_a_tracking_server_that_is_down_is_told_once_and_stops_nothing(
     toys.hooks |= dict.fromkeys(ALL, lambda ctx: threading.Event().wait(0.01) and None)
     state, text = go(toys, tmp_path, "tracking={experiment: toys}")
     assert state.succeeded
-    assert text.count("no server at nowhere") == 1 and "kinetok sync" in text
+    assert text.count("the job goes on without MLflow: no server at nowhere") == 1
     assert calls[-1] is True, "the last replay sees the ended run"
 
 
@@ -305,8 +305,9 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_is_a_clear_error_and_the_next_run_goes_on(toys: ModuleType, tmp_path: Path) -> None:
+def test_a_full_disk_is_a_clear_error_and_the_next_run_goes_on(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = tmp_path / "disk"
+    wide(monkeypatch, 1)
     toys.hooks["many"] = lambda ctx: ctx.out.write_bytes("_work/big", b"x" * 2_000_000)
     with small_disk(disk, "1m"):
         state, _ = go(toys, disk)
