@@ -9,12 +9,13 @@ import io
 import os
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
+from line import Line
 from torch import Tensor, nn
 
 from kinetok.infra.engine import EngineSettings, make_engine
@@ -29,7 +30,6 @@ from kinetok.tokenizers.causal.training import ReconstructionObjective, RungTrai
 PLAYER = "autoencoder"
 BATCH, STEPS, GROUP = 2, 24, 4
 THREADS = os.cpu_count() or 1
-AIM = 0.95
 OPTIMIZER = PlayerConfig(lr=1e-3)
 MODEL = CausalConfig(patch=2, channels=24, mult=(1, 2, 4), strides=((2, 2), (2, 2)), blocks=1, groups=8)
 
@@ -55,18 +55,16 @@ def build() -> RungTrainable:
     return catalog.trainable(catalog.build(MODEL), ReconstructionObjective())
 
 
-def rows() -> list[dict[str, object]]:
+def lines(work: Path) -> list[Line]:
     """One line against each floor."""
-    from ray import cloudpickle
+    import ray
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     torch.set_num_threads(THREADS)
     floors = {"a bare torch loop": bare_torch(), "bare DeepSpeed": bare_deepspeed()}
-    ours = with_fit()
-    return [
-        {"name": f"fit() steps against {name}", "value": ours, "unit": "steps/s", "floor": floor, "ratio": ours / floor, "aim": AIM}
-        for name, floor in floors.items()
-    ]
+    ours = with_fit(Folder(str(work / "fit")))
+    ray.shutdown()
+    return [Line(f"fit() (floor: {name})", ours, "steps/s", floor, ">= 0.95") for name, floor in floors.items()]
 
 
 def bare_torch() -> float:
@@ -102,13 +100,12 @@ def bare_deepspeed() -> float:
         torch.distributed.destroy_process_group()
 
 
-def with_fit() -> float:
+def with_fit(out: Folder) -> float:
     """Steps per second of `fit` on one Ray Train worker that has all cores."""
     config = FitConfig(steps=STEPS + GROUP, global_batch=BATCH, optimizers={PLAYER: OPTIMIZER}, log_every=GROUP, checkpoint_every=10**6)
-    with tempfile.TemporaryDirectory() as name:
-        out, resources = Folder(name), Resources(batch_size=BATCH, cpus=THREADS)
-        fit(build, Clips(), None, config, out=out, resources=resources, progress=lambda **_: None, stop=threading.Event())
-        rates = [float(line["train/samples_per_second"] or 0) for line in read_metrics(out)]
+    resources = Resources(batch_size=BATCH, cpus=THREADS)
+    fit(build, Clips(), None, config, out=out, resources=resources, progress=lambda **_: None, stop=threading.Event())
+    rates = [float(line["train/samples_per_second"] or 0) for line in read_metrics(out)]
     return statistics.median(rates[1:]) / BATCH
 
 

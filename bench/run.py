@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import decode
 import encode
+import fit
 import loader
 import memory
 import plan
@@ -56,7 +57,7 @@ def show(lines: list[Line], seconds: float) -> Table:
 
 
 def main() -> None:
-    alone: dict[str, Callable[[Path], list[Line]]] = {"memory": memory.lines, "plan": plan.lines}
+    alone: dict[str, Callable[[Path], list[Line]]] = {"fit": fit.lines, "memory": memory.lines, "plan": plan.lines}
     wanted = set(sys.argv[1:]) or {"decode", "encode", "loader", *alone}
     began = time.perf_counter()
     with TemporaryDirectory(prefix="kinetok-bench-") as folder:
