@@ -149,8 +149,8 @@ class CausalTokenizer(Rung):
             finer, slots = slots, start.transform_slots(slots, (time, space, space), self.config.widths[level + 1])
             down, up = self.encoder.downs[level], self.decoder.ups[level]
             assert isinstance(down, CausalConv3d) and isinstance(up, Upsample)
-            start.analyse_(down, slots)
-            start.synthesise_(up.conv, slots, self.config.widths[level], covered=len(finer))
+            start.analyse_(down, slots, finer)
+            start.synthesise_(up.conv, slots, finer, self.config.widths[level])
         start.pass_through_(self.heads.to_posterior, self.heads.from_latent, self.config.z)
 
     @property

@@ -2,7 +2,8 @@
 
 With the last convolution of every residual block at zero, all that is left of the autoencoder is its chain of patch, strided,
 1x1x1 and depth-to-space convolutions. These are set to the cosine transform of each cell (for a factor of 2 the Haar wavelet), sorted
-by how much of natural video each coefficient carries, so that the first z coefficients become the latent and the decoder inverts them.
+by how much of natural video each coefficient carries and scaled to unit variance; the first z become the latent, and the decoder
+inverts them.
 The untrained model is then a blurred copy of its input, and training begins at what a linear coder can do. Channels that the
 transform leaves free keep torch's own initialisation. Not in the paper; `CausalConfig` decides nothing about it.
 
@@ -11,7 +12,7 @@ Legend: factors are (time, space, space) between two levels; a band is one frequ
 
 from dataclasses import dataclass, replace
 from itertools import product
-from math import cos, pi, prod
+from math import cos, pi, prod, sqrt
 from typing import TypeAlias
 
 import torch
@@ -22,8 +23,10 @@ COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 2.0, -1.0))
 COLOUR_VARIANCE = (1.0, 0.15, 0.03)
 CORRELATION = (0.95, 0.95, 0.95)
 """Of pixels one frame, one row and one column apart: the first-order Markov model that tells which coefficients matter."""
-LOG_VARIANCE = -10.0
-"""Start of the posterior: nearly no noise, since the weakest coefficients are a hundredth of the pixel range."""
+PIXEL_DEVIATION = 0.5
+"""Of pixels in [-1, 1]."""
+LOG_VARIANCE = -6.0
+"""Start of the posterior: little noise beside latents of about unit variance."""
 
 Axes: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
@@ -44,6 +47,11 @@ class Slot:
         """Expected energy of the coefficient under the Markov model."""
         return self.scale * prod(_energy(axis, correlation) for axis, correlation in zip(self.axes, CORRELATION, strict=True))
 
+    @property
+    def deviation(self) -> float:
+        """Expected standard deviation of the pattern's share; every channel is divided by its own."""
+        return PIXEL_DEVIATION * sqrt(self.variance / prod(float(axis.square().sum()) for axis in self.axes))
+
 
 def transform_slots(finer: list[Slot], factors: tuple[int, int, int], width: int) -> list[Slot]:
     """The `width` coefficients expected to carry most among all bands of all slots of the finer level; fewer where there are fewer."""
@@ -57,24 +65,26 @@ def transform_slots(finer: list[Slot], factors: tuple[int, int, int], width: int
 
 
 @torch.no_grad()
-def analyse_(conv: nn.Conv3d, slots: list[Slot]) -> None:
+def analyse_(conv: nn.Conv3d, slots: list[Slot], finer: list[Slot]) -> None:
     """Make a strided causal convolution compute the slots: each is the pattern's share in the cell that ends at the output's place."""
     for index, slot in enumerate(slots):
         time, rows, columns = slot.pattern.shape
+        ratio = finer[slot.channel].deviation / slot.deviation
         conv.weight[index] = 0
-        conv.weight[index, slot.channel, -time:, 1 : 1 + rows, 1 : 1 + columns] = slot.pattern / slot.pattern.square().sum()
+        conv.weight[index, slot.channel, -time:, 1 : 1 + rows, 1 : 1 + columns] = slot.pattern / slot.pattern.square().sum() * ratio
     _clear_bias(conv, len(slots))
 
 
 @torch.no_grad()
-def synthesise_(conv: nn.Conv3d, slots: list[Slot], channels: int, covered: int) -> None:
-    """Make the convolution of an `Upsample` put its slots back together into `channels` channels, the first `covered` of them slots."""
+def synthesise_(conv: nn.Conv3d, slots: list[Slot], finer: list[Slot], channels: int) -> None:
+    """Make the convolution of an `Upsample` put its slots back together into the finer slots, the first of its `channels` channels."""
     weight = conv.weight.view(-1, channels, *conv.weight.shape[1:])
-    weight[:, :covered] = 0
+    weight[:, : len(finer)] = 0
     for index, slot in enumerate(slots):
-        weight[:, slot.channel, index, -1, 1, 1] = slot.pattern.flatten().to(weight)
+        ratio = slot.deviation / finer[slot.channel].deviation
+        weight[:, slot.channel, index, -1, 1, 1] = (slot.pattern.flatten() * ratio).to(weight)
     if conv.bias is not None:
-        conv.bias.view(-1, channels)[:, :covered] = 0
+        conv.bias.view(-1, channels)[:, : len(finer)] = 0
 
 
 def pixel_slots(patch: int, width: int) -> list[Slot]:
@@ -91,7 +101,7 @@ def analyse_pixels_(conv: nn.Conv3d, slots: list[Slot]) -> None:
     """Make the first convolution compute the pixel slots at its latest, central tap."""
     for index, slot in enumerate(slots):
         conv.weight[index] = 0
-        conv.weight[index, :, -1, 1, 1] = slot.pattern.flatten() / slot.pattern.square().sum()
+        conv.weight[index, :, -1, 1, 1] = slot.pattern.flatten() / slot.pattern.square().sum() / slot.deviation
     _clear_bias(conv, len(slots))
 
 
@@ -100,7 +110,7 @@ def synthesise_pixels_(conv: nn.Conv3d, slots: list[Slot]) -> None:
     """Make the last convolution put pixels back together."""
     nn.init.zeros_(conv.weight)
     for index, slot in enumerate(slots):
-        conv.weight[:, index, -1, 1, 1] = slot.pattern.flatten()
+        conv.weight[:, index, -1, 1, 1] = slot.pattern.flatten() * slot.deviation
     _clear_bias(conv, conv.out_channels)
 
 
