@@ -131,7 +131,7 @@ def ui(store: Store, uri: str | None, port: int) -> NoReturn:
         raise ConfigError(f"the runs are on {chosen}: open that address in a browser; `kinetok ui` shows databases without a server")
     with connect(store, chosen):
         pass
-    places = {"--backend-store-uri": chosen, "--host": "127.0.0.1", "--port": str(port)}
+    places = {"--backend-store-uri": chosen, "--host": "127.0.0.1", "--port": str(port), "--workers": "1"}
     if store.root.is_local:
         places["--default-artifact-root"] = (store.root.local / ARTIFACTS).as_uri()
     words = [word for pair in places.items() for word in pair]

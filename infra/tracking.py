@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from kinetok.infra import machine
 from kinetok.infra.artifact import Lease, Store
 from kinetok.infra.errors import StoreError
-from kinetok.infra.fingerprint import Plain, fingerprint
+from kinetok.infra.fingerprint import fingerprint
+from kinetok.infra.job_run import RUNS, JobRun, StageRun
 from kinetok.infra.metrics_log import Line, read_metrics
 from kinetok.infra.mlflow_store import TrackingDown, connect, experiment_id, resolve, ui
 from kinetok.infra.registry import Place, log_artifact, log_report, metric_name, milliseconds
@@ -28,16 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = ["TrackingDown", "mirror", "pending", "sync", "ui"]
 
-RUNS = "runs"
 MARKER = "mirrored.json"
 LOCK = "_mirror"
+ERROR_LENGTH = 5000
+"""Characters kept of an error; MLflow cuts tags at 8000."""
 BATCH = 900
 """Metrics of one request; MLflow takes 1000."""
 ENDS = {"done": "FINISHED", "cached": "FINISHED", "failed": "FAILED", "running": "KILLED"}
 """How a child ends in MLflow. Planned and skipped stages get no child: they stand in the parent's description."""
-
-JobState: TypeAlias = dict[str, Plain]
-"""A job run's file, `runs/{run_id}.json`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class _Mirror:
     client: "MlflowClient"
     experiment: str
     store: Store
-    state: JobState
+    run: JobRun
     known: dict[str, "Run"]
     """MLflow runs of this job run by stage name; the parent's name is empty."""
 
@@ -57,62 +56,58 @@ class _Mirror:
 
 def mirror(store: Store, run_id: str, uri: str | None, experiment: str) -> None:
     """Bring MLflow up to the files of one job run. Repeating it changes nothing; raises TrackingDown when MLflow does not answer."""
-    state = _read_run(store, run_id)
-    if state.get("ended") is None and state.get("host") == socket.gethostname():
+    run = _read_run(store, run_id)
+    if run.ended is None and run.host == socket.gethostname():
         machine.sample(store.root / RUNS / run_id)
-    _replay(store, state, resolve(store, uri), experiment)
+    _replay(store, run, resolve(store, uri), experiment)
 
 
 def sync(store: Store, uri: str | None, experiment: str) -> list[str]:
     """Replay every run that `pending` lists; returns their ids. A run that was killed is closed where the next one began."""
     chosen, waiting = resolve(store, uri), set(pending(store))
-    states = [_read_run(store, run_id) for run_id in _run_ids(store)]
-    for state, later in zip(states, [*states[1:], None], strict=True):
-        if state["run_id"] in waiting:
-            ended = state.get("ended") or (later["started"] if later else None)
-            _replay(store, {**state, "ended": ended}, chosen, experiment)
-    return [str(state["run_id"]) for state in states if state["run_id"] in waiting]
+    runs = _all_runs(store)
+    for run, later in zip(runs, [*runs[1:], None], strict=True):
+        if run.run_id in waiting:
+            ended = run.ended or (later.started if later else None)
+            _replay(store, run.model_copy(update={"ended": ended}), chosen, experiment)
+    return [run.run_id for run in runs if run.run_id in waiting]
 
 
 def pending(store: Store) -> list[str]:
     """Ids of the job runs that no MLflow holds in full, oldest first: those still running, and those whose server was down."""
-    return [run_id for run_id in _run_ids(store) if not (store.root / RUNS / run_id).exists(MARKER)]
+    return [run.run_id for run in _all_runs(store) if not (store.root / RUNS / run.run_id).exists(MARKER)]
 
 
-def _run_ids(store: Store) -> list[str]:
+def _all_runs(store: Store) -> list[JobRun]:
+    """Every job run of a store, oldest first."""
     names = [name.removeprefix(f"{RUNS}/") for name in store.root.files(RUNS)] if store.root.exists(RUNS) else []
-    states = [_read_run(store, name.removesuffix(".json")) for name in names if "/" not in name and name.endswith(".json")]
-    return [str(state["run_id"]) for state in sorted(states, key=lambda state: str(state["started"]))]
+    runs = [_read_run(store, name.removesuffix(".json")) for name in names if "/" not in name and name.endswith(".json")]
+    return sorted(runs, key=lambda run: run.started)
 
 
-def _read_run(store: Store, run_id: str) -> JobState:
+def _read_run(store: Store, run_id: str) -> JobRun:
     try:
-        state: JobState = json.loads(store.root.read_bytes(f"{RUNS}/{run_id}.json"))
+        return JobRun.model_validate_json(store.root.read_bytes(f"{RUNS}/{run_id}.json"))
     except FileNotFoundError:
         raise StoreError(f"no job run {run_id!r} in {store.root}: its file {RUNS}/{run_id}.json is missing") from None
-    return state
+    except ValueError as error:
+        raise StoreError(f"{store.root}/{RUNS}/{run_id}.json is no job run ({error}); delete the file to leave that run out") from error
 
 
-def _stages(state: JobState) -> dict[str, JobState]:
-    stages = state["stages"]
-    assert isinstance(stages, dict)
-    return {name: stage for name, stage in stages.items() if isinstance(stage, dict)}
-
-
-def _replay(store: Store, state: JobState, uri: str, experiment: str) -> None:
-    run_id = str(state["run_id"])
+def _replay(store: Store, run: JobRun, uri: str, experiment: str) -> None:
     with connect(store, uri) as client, _alone(store):
         number = experiment_id(client, store, uri, experiment)
-        found = client.search_runs([number], f"tags.`kinetok.run` = '{run_id}'", max_results=1000)
-        work = _Mirror(client, number, store, state, {run.data.tags.get("kinetok.stage", ""): run for run in found})
+        found = client.search_runs([number], f"tags.`kinetok.run` = '{run.run_id}'", max_results=1000)
+        work = _Mirror(client, number, store, run, {known.data.tags.get("kinetok.stage", ""): known for known in found})
         _open_parent(work)
-        for name, stage in _stages(state).items():
-            if stage["status"] in ENDS:
+        for name, stage in run.stages.items():
+            if stage.status in ENDS:
                 _mirror_stage(work, name, stage)
         _describe(work)
-        if state.get("ended") is not None:
+        if run.ended is not None:
             _close_parent(work)
-            (store.root / RUNS / run_id).write_text(MARKER, json.dumps({"uri": uri.rsplit("@", 1)[-1], "experiment": experiment}))
+            marker = {"uri": uri.rsplit("@", 1)[-1], "experiment": experiment}
+            (store.root / RUNS / run.run_id).write_text(MARKER, json.dumps(marker))
 
 
 @contextmanager
@@ -133,65 +128,59 @@ def _alone(store: Store) -> Iterator[None]:
 def _open_parent(work: _Mirror) -> None:
     if "" in work.known:
         return
-    state = work.state
-    tags = {
-        "kinetok.run": state["run_id"],
-        "kinetok.job": state["job"],
-        "kinetok.commit": state.get("commit"),
-        "kinetok.host": state.get("host"),
-    }
-    texts = {name: str(value) for name, value in tags.items()}
-    work.known[""] = work.client.create_run(work.experiment, milliseconds(state["started"]), texts, f"{state['job']} {state['run_id']}")
+    run = work.run
+    tags = {"kinetok.run": run.run_id, "kinetok.job": run.job, "kinetok.commit": str(run.commit), "kinetok.host": run.host}
+    work.known[""] = work.client.create_run(work.experiment, milliseconds(run.started), tags, f"{run.job} {run.run_id}")
 
 
 def _close_parent(work: _Mirror) -> None:
-    good = all(stage["status"] in ("done", "cached") for stage in _stages(work.state).values())
-    work.client.set_terminated(work.place("").run_id, "FINISHED" if good else "FAILED", milliseconds(work.state["ended"]))
+    status = "FINISHED" if work.run.succeeded else "FAILED"
+    work.client.set_terminated(work.place("").run_id, status, milliseconds(work.run.ended))
 
 
 def _describe(work: _Mirror) -> None:
     """The stages as a table in the parent's description, which the MLflow UI shows first."""
-    rows = [f"| {name} | {stage['kind']} | {stage['status']} | `{stage['key']}` |" for name, stage in _stages(work.state).items()]
+    rows = [f"| {name} | {stage.kind} | {stage.status} | `{stage.key}` |" for name, stage in work.run.stages.items()]
     text = "\n".join(["| stage | kind | status | key |", "|---|---|---|---|", *rows])
     work.client.set_tag(work.place("").run_id, "mlflow.note.content", text)
 
 
-def _mirror_stage(work: _Mirror, name: str, stage: JobState) -> None:
+def _mirror_stage(work: _Mirror, name: str, stage: StageRun) -> None:
     """Bring one child up to date; one whose end was mirrored is not touched again."""
-    begin = stage.get("started") or work.state["started"]
-    end = begin if stage["status"] == "cached" else stage.get("ended") or work.state.get("ended")
+    begin = stage.started or work.run.started
+    end = begin if stage.status == "cached" else stage.ended or work.run.ended
     if name not in work.known:
-        tags = {"kinetok.run": work.state["run_id"], "kinetok.stage": name, "kinetok.kind": stage["kind"], "kinetok.key": stage["key"]}
-        texts = {"mlflow.parentRunId": work.place("").run_id, **{tag: str(value) for tag, value in tags.items()}}
-        work.known[name] = work.client.create_run(work.experiment, milliseconds(begin), texts, name)
+        tags = {"kinetok.run": work.run.run_id, "kinetok.stage": name, "kinetok.kind": stage.kind, "kinetok.key": stage.key}
+        tags["mlflow.parentRunId"] = work.place("").run_id
+        work.known[name] = work.client.create_run(work.experiment, milliseconds(begin), tags, name)
     closed = fingerprint([stage, end])
     if work.known[name].data.tags.get("kinetok.mirrored") == closed:
         return
-    if stage["status"] != "cached":
+    if stage.status != "cached":
         _log_curves(work, name, stage, milliseconds(begin), milliseconds(end) if end else None)
-    artifact = work.store.get(str(stage["kind"]), name, str(stage["key"])) if stage["status"] in ("done", "cached") else None
+    artifact = work.store.get(stage.kind, name, stage.key) if stage.status in ("done", "cached") else None
     if artifact is not None:
-        log_artifact(work.place(name), work.store, artifact, cached=stage["status"] == "cached")
+        log_artifact(work.place(name), work.store, artifact, cached=stage.status == "cached")
         log_report(work.place(""), artifact)
     if end is not None:
         _close_stage(work, name, stage, end, closed)
 
 
-def _close_stage(work: _Mirror, name: str, stage: JobState, end: Plain, closed: str) -> None:
+def _close_stage(work: _Mirror, name: str, stage: StageRun, end: str, closed: str) -> None:
     run_id = work.place(name).run_id
-    if stage.get("error"):
-        work.client.set_tag(run_id, "kinetok.error", str(stage["error"])[:5000])
-    work.client.set_terminated(run_id, ENDS[str(stage["status"])], milliseconds(end))
+    if stage.error:
+        work.client.set_tag(run_id, "kinetok.error", stage.error[:ERROR_LENGTH])
+    work.client.set_terminated(run_id, ENDS[stage.status], milliseconds(end))
     work.client.set_tag(run_id, "kinetok.mirrored", closed)
 
 
-def _log_curves(work: _Mirror, name: str, stage: JobState, begin: int, end: int | None) -> None:
+def _log_curves(work: _Mirror, name: str, stage: StageRun, begin: int, end: int | None) -> None:
     """Send the lines past the last step sent, of the stage's own metrics and of the machine; times are in milliseconds."""
     from mlflow.entities import RunTag
 
     logged: dict[str, int] = json.loads(work.known[name].data.tags.get("kinetok.logged", "{}"))
-    own = read_metrics(work.store.folder(str(stage["kind"]), name, str(stage["key"])))
-    whole = machine.samples(work.store.root / RUNS / str(work.state["run_id"]))
+    own = read_metrics(work.store.folder(stage.kind, name, stage.key))
+    whole = machine.samples(work.store.root / RUNS / work.run.run_id)
     here = [{**line, "step": float((_at(line) - begin) // 1000)} for line in whole if _at(line) >= begin]
     for group, lines in (("own", own), ("machine", here)):
         in_time = [line for line in lines if end is None or _at(line) <= end]

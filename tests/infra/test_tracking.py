@@ -3,14 +3,13 @@
 import json
 import multiprocessing
 import socket
-import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from kinetok.infra import tracking
+from kinetok.infra import machine, tracking
 from kinetok.infra.artifact import Artifact, Counts, InputInfo, Record, Store, publish
 from kinetok.infra.errors import ConfigError, KinetokError
 from kinetok.infra.metrics_log import MetricsLog
@@ -50,7 +49,7 @@ def _stage(kind: str, key: str, status: str = "done") -> dict[str, object]:
 
 
 def _write_run(store: Store, run_id: str, stages: dict[str, dict[str, object]], *, ended: bool = True) -> None:
-    state = {"run_id": run_id, "job": "toy", "status": "done", "host": "elsewhere", "commit": "abc123", "stages": stages}
+    state = {"run_id": run_id, "job": "toy", "host": "elsewhere", "commit": "abc123", "stages": stages}
     times = {"started": TIMES["started"].replace("10:00", f"10:0{run_id[-1]}"), "ended": TIMES["ended"] if ended else None}
     store.root.write_text(f"runs/{run_id}.json", json.dumps({**state, **times}))
 
@@ -122,7 +121,8 @@ def test_a_run_is_mirrored_whole_and_twice_is_as_once(store: Store) -> None:
     best = client.get_model_version_by_alias("base", "best")
     assert int(best.version) == 1 and best.tags["kinetok.key"] == "b" * 16
     assert len(client.search_model_versions("name = 'base'")) == 1
-    assert [model.model_id for model in runs["report"].inputs.model_inputs] == [best.tags["kinetok.model_id"]]
+    report = client.get_run(runs["report"].info.run_id)  # a search leaves model inputs out
+    assert [model.model_id for model in report.inputs.model_inputs] == [best.tags["kinetok.model_id"]]
     assert tracking.pending(store) == []
 
 
@@ -173,9 +173,15 @@ def test_the_machine_is_sampled_while_this_host_runs_the_job(store: Store) -> No
     now = {"started": "2026-01-01T00:00:00+00:00", "ended": None, "host": socket.gethostname()}
     stage = {**_stage("clips", "f" * 16, "running"), "started": now["started"]}
     store.root.write_text("runs/r1.json", json.dumps({**state, **now, "stages": {"clips": stage}}))
-    for _ in range(2):
-        tracking.mirror(store, "r1", None, EXPERIMENT)
+    tracking.mirror(store, "r1", None, EXPERIMENT)
     assert len(_steps(store, _runs(store)["clips"], "system/cpu_utilization_percentage")) == 1
+
+
+def test_samples_of_the_machine_keep_their_distance(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    for now in (0.0, 1.0, 5.0, 9.0, 700.0):
+        machine.sample(folder, now=now)
+    assert [line["time"] for line in machine.samples(folder)] == [0.0, 5.0, 700.0]
 
 
 def test_a_killed_run_is_closed_by_sync_where_the_next_began(store: Store) -> None:
@@ -186,14 +192,14 @@ def test_a_killed_run_is_closed_by_sync_where_the_next_began(store: Store) -> No
     assert tracking.pending(store) == [] == tracking.sync(store, None, EXPERIMENT)
 
 
+@pytest.mark.timeout(60)
 def test_a_server_that_is_down_says_so_at_once_and_sync_replays(store: Store) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         uri = f"http://user:secret@127.0.0.1:{closed.getsockname()[1]}"
-        begun = time.monotonic()
-        with pytest.raises(tracking.TrackingDown, match="kinetok sync") as caught:
+            with pytest.raises(tracking.TrackingDown, match="kinetok sync") as caught:
             tracking.mirror(store, "r1", uri, EXPERIMENT)
-    assert time.monotonic() - begun < 30 and "secret" not in str(caught.value)
+    assert "secret" not in str(caught.value)
     assert isinstance(caught.value, KinetokError) and tracking.pending(store) == ["r1"]
     assert tracking.sync(store, None, EXPERIMENT) == ["r1"]
     assert _steps(store, _runs(store)["base"], "train/loss") == [0, 1, 2]
@@ -206,7 +212,8 @@ def _mirror_in_child(root: str, run_id: str) -> None:
 def test_six_processes_on_a_fresh_store_share_one_database(store: Store) -> None:
     for run_id in ("r2", "r3"):
         _write_run(store, run_id, {"clips": _stage("clips", "c" * 16, "cached")})
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mlflow", "mlflow.store.tracking.sqlalchemy_store"])
     children = [context.Process(target=_mirror_in_child, args=(str(store.root), f"r{1 + n % 3}")) for n in range(6)]
     for child in children:
         child.start()
