@@ -6,6 +6,7 @@ from kinetok.pipelines.stages.encode import Encode
 from kinetok.pipelines.stages.evaluate import Evaluate
 from kinetok.pipelines.stages.ingest import Ingest
 from kinetok.pipelines.stages.model import Model
+from kinetok.pipelines.stages.report import Report
 from kinetok.pipelines.stages.scenes import Scenes
 from kinetok.pipelines.stages.train import Train
 
@@ -17,4 +18,5 @@ STAGES: tuple[type[Stage], ...] = (
     Train,
     Encode,
     Evaluate,
+    Report,
 )

@@ -197,7 +197,7 @@ def test_a_server_that_is_down_says_so_at_once_and_sync_replays(store: Store) ->
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         uri = f"http://user:secret@127.0.0.1:{closed.getsockname()[1]}"
-            with pytest.raises(tracking.TrackingDown, match="kinetok sync") as caught:
+        with pytest.raises(tracking.TrackingDown, match="kinetok sync") as caught:
             tracking.mirror(store, "r1", uri, EXPERIMENT)
     assert "secret" not in str(caught.value)
     assert isinstance(caught.value, KinetokError) and tracking.pending(store) == ["r1"]
