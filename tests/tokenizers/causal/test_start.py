@@ -54,3 +54,16 @@ def test_energy_is_the_variance_of_the_pattern_on_a_markov_chain() -> None:
     axis = torch.tensor([1.0, 1.0, -1.0, -1.0])
     sampled = (torch.stack(steps, dim=1) @ axis / axis.norm()).var().item()
     assert start._energy(axis, rho) == pytest.approx(sampled, rel=0.02)
+
+
+def test_latents_of_markov_video_start_at_unit_variance() -> None:
+    torch.manual_seed(0)
+    grey = torch.randn(8, 9, 32, 32)
+    for axis, rho in zip((1, 2, 3), start.CORRELATION, strict=True):
+        places = torch.arange(grey.shape[axis])
+        root = torch.linalg.cholesky(rho ** (places[:, None] - places).abs())
+        grey = torch.tensordot(grey, root, dims=([axis], [1])).movedim(-1, axis)
+    video = (start.PIXEL_DEVIATION * grey)[:, None].expand(-1, 3, -1, -1, -1)
+    latent = CausalTokenizer(CONFIGS["patches of 4"]).encode(video).values[:, :, 1:]
+    luma = [latent[:, index].std().item() for index in (0, 2, 3)]  # channel 1 is chroma
+    assert luma == pytest.approx([1, 1, 1], rel=0.25)
