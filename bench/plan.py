@@ -3,7 +3,7 @@
 As a script: `plan.py FOLDER` prints both.
 """
 
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -27,7 +27,11 @@ def measure(folder: str) -> tuple[float, float]:
     source = f"{folder}/{{000000..{SHARDS - 1:06d}}}.tar"
     job = parse_job({"name": "bench", "stages": {"videos": {"kind": "ingest", "source": source}, "clips": clips}}, STAGES)
     plan(job, Store(Folder(f"{folder}/store")))
-    return time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    seconds = time.perf_counter() - began
+    # Not ru_maxrss: that one counts the parent that forked this process.
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak is not None
+    return seconds, int(peak[1]) / 1e3
 
 
 def lines(work: Path) -> list[Line]:
