@@ -20,13 +20,15 @@ from torch import distributed
 
 from kinetok.infra.config import Config
 from kinetok.infra.engine import Engine
-from kinetok.infra.errors import TrainingError
+from kinetok.infra.errors import StoreError, TrainingError
 from kinetok.infra.optim import Average
 from kinetok.infra.storage import Folder
 
 STATE = "state.json"
 AVERAGE = "average.safetensors"
 TAG = "state"
+CLAIMS = 5
+"""Attempts to move a checkpoint that dying workers may delete at the same time."""
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
@@ -129,14 +131,47 @@ def _remove(folder: Path) -> None:
     Folder(str(folder.parent)).remove(folder.name)
 
 
-def sweep(run: Folder) -> list[str]:
-    """Delete the checkpoint folders of a Ray Train run that its snapshot does not list, and name them. No worker may be running."""
+def committed(runs: Folder) -> Folder | None:
+    """The last checkpoint that Ray Train committed in the newest of `runs` that has any. Run names sort by age."""
+    for run in sorted(runs.folders(), reverse=True):
+        try:
+            latest = json.loads((runs / run).read_bytes(SNAPSHOT))["latest_checkpoint_result"]
+        except FileNotFoundError:
+            continue
+        found = None if latest is None else runs / run / str(latest["checkpoint_dir_name"])
+        if found is not None and found.exists(STATE):
+            return found
+    return None
+
+
+def claim(runs: Folder, starts: Folder, turn: str) -> Folder | None:
+    """Move the last committed checkpoint to `starts/{turn}`, delete all else in both folders, and return the checkpoint to begin from.
+
+    Workers of a killed driver may live on for seconds, commit more and delete what they take for theirs: moved, it is out of their reach.
+    """
+    found = committed(runs)
+    for _ in range(CLAIMS):
+        if found is None or _moved(found, starts / turn):
+            break
+        found = committed(runs)
+    for run in runs.folders():
+        # Where a dying worker still writes, the next call or publishing deletes the rest.
+        with contextlib.suppress(StoreError):
+            runs.remove(run)
+    earlier = sorted(starts.folders())
+    for name in earlier[:-1]:
+        starts.remove(name)
+    return starts / earlier[-1] if earlier else None
+
+
+def _moved(source: Folder, target: Folder) -> bool:
+    """One rename, or on an object store a copy; False where `source` was deleted meanwhile."""
     try:
-        snapshot = json.loads(run.read_bytes(SNAPSHOT))
+        if source.is_local:
+            target.local.parent.mkdir(parents=True, exist_ok=True)
+            source.local.rename(target.local)
+        else:
+            source.fs.copy(source.url, target.url, recursive=True)
     except FileNotFoundError:
-        snapshot = {"checkpoint_results": []}
-    committed = {result["checkpoint_dir_name"] for result in snapshot["checkpoint_results"]}
-    orphans = [name for name in run.folders() if name.startswith("checkpoint_") and name not in committed]
-    for name in orphans:
-        run.remove(name)
-    return orphans
+        return False
+    return True

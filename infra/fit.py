@@ -25,7 +25,10 @@ from kinetok.infra.storage import Folder
 if TYPE_CHECKING:
     from kinetok.infra.training import Feed, Trainable
 
-RUN = "_work/ray"
+RUNS = "_work/ray"
+"""Checkpoints, one folder for each call of `fit`."""
+STARTS = "_work/start"
+"""The checkpoint that the present call began from."""
 TURN = "_work/turn"
 """Holds the id of the call of `fit` whose workers may go on; workers that find another there, or none, stop."""
 OUTCOMES = "_work/outcomes"
@@ -126,14 +129,20 @@ def fit(
 
     launch.start_ray()
     launch.require_capacity(resources)
-    turn = uuid.uuid4().hex
+    turn = _next_turn(out)
     out.write_text(TURN, turn)
-    checkpoint.sweep(out / RUN)
-    work = Work(build, train, validation, config, out, resources, turn)
+    start = checkpoint.claim(out / RUNS, out / STARTS, turn)
+    work = Work(build, train, validation, config, out, resources, turn, start)
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="ray train") as pool:
         running = pool.submit(launch.run_workers, work)
         _follow(running, config.steps, out, progress, stop)
     return _conclude(running, config, out, turn)
+
+
+def _next_turn(out: Folder) -> str:
+    """A new id that sorts after those of all earlier calls."""
+    earlier = out.read_text(TURN).partition("-")[0] if out.exists(TURN) else "0"
+    return f"{int(earlier) + 1:04d}-{uuid.uuid4().hex[:8]}"
 
 
 def outcome_name(turn: str) -> str:
@@ -151,7 +160,7 @@ def _follow(running: "concurrent.futures.Future[None]", steps: int, out: Folder,
         except Cancelled:
             stop.set()
         if stop.is_set() and not asked:
-            out.write_text(TURN, "")
+            out.write_text(TURN, f"{out.read_text(TURN)}-stopped")
             asked = True
 
 

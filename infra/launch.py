@@ -9,14 +9,18 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinetok.infra.errors import ConfigError, KinetokError, TrainingError
-from kinetok.infra.fit import ATTEMPTS, RUN, outcome_name
+from kinetok.infra.fit import ATTEMPTS, RUNS, outcome_name
 from kinetok.infra.stage import Resources
+from kinetok.infra.storage import Folder
 from kinetok.infra.wheel import build_wheel
 
 if TYPE_CHECKING:
@@ -32,16 +36,23 @@ RAY_DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 COLLECTIVE_TIMEOUT_SECONDS = 1800
+_STARTING = threading.Lock()
 
 
 def start_ray(*, cpus: int | None = None) -> None:
     """Join `RAY_ADDRESS` if set, else start a local cluster with `cpus` (default: the machine's cores); a second call does nothing."""
     for name, value in RAY_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    with _STARTING:
+        import ray
+
+        if not ray.is_initialized():
+            _in_lasting_thread(partial(_connect, cpus))
+
+
+def _connect(cpus: int | None) -> None:
     import ray
 
-    if ray.is_initialized():
-        return
     if os.environ.get("RAY_ADDRESS"):
         # A submitted Ray job came with its own modules, and Ray refuses a second set.
         ray.init(log_to_driver=False, runtime_env=None if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else shipped())
@@ -53,6 +64,22 @@ def start_ray(*, cpus: int | None = None) -> None:
         logging_level=logging.ERROR,
         _temp_dir=_short_folder(),
     )
+
+
+def _in_lasting_thread(start: Callable[[], None]) -> None:
+    """Run `start` in a thread that never ends: Linux kills Ray's own processes when the thread that started them does."""
+    started: Future[None] = Future()
+
+    def hold() -> None:
+        try:
+            started.set_result(start())
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
+            started.set_exception(error)
+            return
+        threading.Event().wait()
+
+    threading.Thread(target=hold, name="ray", daemon=True).start()
+    started.result()
 
 
 def shipped() -> dict[str, object]:
@@ -80,7 +107,6 @@ def run_workers(work: "Work") -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     resources = work.resources
-    parent, name = RUN.rsplit("/", 1)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"work": work},
@@ -90,8 +116,8 @@ def run_workers(work: "Work") -> None:
             resources_per_worker={"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {}),
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=(work.out / parent).url,
+            name=work.turn,
+            storage_path=(work.out / RUNS).url,
             failure_config=FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=work.config.keep),
         ),
@@ -110,7 +136,7 @@ def _worker(config: dict[str, "Work"]) -> None:
     """What each Ray Train worker runs. An error that would come again is written down, so that a restarted group ends at once."""
     from kinetok.infra.training import Agreed, Loop
 
-    work, session = config["work"], RaySession()
+    work, session = config["work"], RaySession(config["work"].start)
     if work.out.exists(outcome_name(work.turn)):
         return
     try:
@@ -130,12 +156,13 @@ def _worker(config: dict[str, "Work"]) -> None:
 
 
 class RaySession:
-    """`training.Session` inside a Ray Train worker."""
+    """`training.Session` inside a Ray Train worker; `start` is the checkpoint to begin from while this run has none of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: Folder | None) -> None:
         import ray.train
         import ray.train.torch
 
+        self.start = start
         context = ray.train.get_context()
         self.rank, self.world, self.local_rank = context.get_world_rank(), context.get_world_size(), context.get_local_rank()
         self.device = ray.train.torch.get_device()
@@ -145,6 +172,8 @@ class RaySession:
         import ray.train
 
         found = ray.train.get_checkpoint()
+        if found is None and self.start is not None:
+            found = ray.train.Checkpoint(self.start.url)
         if found is None:
             yield None
             return

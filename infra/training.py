@@ -23,7 +23,7 @@ from torch import Tensor, distributed, nn
 from kinetok.infra import checkpoint
 from kinetok.infra.checkpoint import Saved
 from kinetok.infra.engine import Engine, EngineSettings, make_engine
-from kinetok.infra.errors import Cancelled, ConfigError, KinetokError, TrainingError
+from kinetok.infra.errors import Cancelled, ConfigError, KinetokError, StoreError, TrainingError
 from kinetok.infra.fit import TURN, FitConfig, accumulation
 from kinetok.infra.metrics_log import MetricsLog
 from kinetok.infra.optim import Average, local, lr_factor, named, whole
@@ -99,6 +99,8 @@ class Work:
     resources: Resources
     turn: str
     """The call of `fit` it comes from."""
+    start: Folder | None = None
+    """The checkpoint that an earlier call left."""
 
 
 class Agreed(Exception):
@@ -386,6 +388,6 @@ def _has_turn(work: Work) -> bool:
         return work.out.read_text(TURN) == work.turn
     except FileNotFoundError:
         return False
-    except OSError:
+    except (OSError, StoreError):
         # A store that does not answer takes no turn away.
         return True

@@ -159,8 +159,8 @@ def test_continues_after_a_killed_driver(by_value: None, tmp_path: Path) -> None
     """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, text=True, timeout=200)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    orphan = out / "_work" / "ray" / "checkpoint_orphan"
-    orphan.mkdir()
+    orphan = out / "_work" / "ray" / "0001-orphan" / "checkpoint_torn"
+    orphan.mkdir(parents=True)
     run(out)
     assert not orphan.exists()
     assert_undisturbed(out)
