@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests share."""
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,23 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[None]:
+    """A gloo group of this process alone; one for the whole session, because DeepSpeed holds on to the first it sees."""
+    import torch
+
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = str(sock.getsockname()[1])
+    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        torch.distributed.init_process_group("gloo")
+        yield
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

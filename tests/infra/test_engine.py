@@ -1,7 +1,5 @@
 """An engine on a CPU needs no compiler; what engines compute is tested with the loop."""
 
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,20 +21,7 @@ class Mean(nn.Module):
         return self.net(batch["x"]).mean(), {}
 
 
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process group of one."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = str(sock.getsockname()[1])
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
-        monkeypatch.setenv(name, value)
-    torch.distributed.init_process_group("gloo")
-    yield
-    torch.distributed.destroy_process_group()
-
-
-def test_nothing_is_compiled_on_a_cpu(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_compiled_on_a_cpu(process_group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     engine = make_engine(Mean(), PlayerConfig(lr=0.1), EngineSettings(zero=0, bf16=False, micro_batch=2, accumulation=1))

@@ -30,6 +30,8 @@ from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.infra.training import Agreed, Batch, Loop, Work
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 
 class Regressor(nn.Module):
     """Player: fits y = sum of the inputs, seen through a frozen rotation."""
@@ -181,18 +183,6 @@ def run_loop(
             Loop(work, FolderSession(folder / "checkpoints", rank, world, until)).run()
         except Agreed as error:
             raise error.cause from error
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Iterator[None]:
-    """A process group of one in this process."""
-    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        torch.distributed.init_process_group("gloo")
-        yield
-        torch.distributed.destroy_process_group()
 
 
 def free_port() -> int:

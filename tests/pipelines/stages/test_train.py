@@ -1,7 +1,6 @@
 """`train`: a base model on real workers, then a grown one on it in this process, with features cached or computed (contract 5)."""
 
 import contextlib
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,13 +50,8 @@ class Alone:
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def in_process(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """`fit` without Ray."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = str(sock.getsockname()[1])
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
-        monkeypatch.setenv(name, value)
 
     def fit(build: Any, feed: Any, validation: Any, config: Any, *, out: Folder, resources: Resources, **_: object) -> dict[str, float]:
         out.write_text(TURN, "mine")
@@ -65,9 +59,6 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return {}
 
     monkeypatch.setattr(train, "fit", fit)
-    torch.distributed.init_process_group("gloo")
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def run(fields: dict[str, Any], out: Folder, **inputs: Artifact) -> StageResult:
