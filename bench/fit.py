@@ -28,7 +28,7 @@ from kinetok.tokenizers.causal.autoencoder import CausalConfig
 from kinetok.tokenizers.causal.training import ReconstructionObjective, RungTrainable
 
 PLAYER = "autoencoder"
-BATCH, STEPS, GROUP = 2, 16, 4
+BATCH, STEPS, GROUP = 2, 12, 3
 THREADS = os.cpu_count() or 1
 OPTIMIZER = PlayerConfig(lr=1e-3)
 MODEL = CausalConfig(patch=2, channels=24, mult=(1, 2, 4), strides=((2, 2), (2, 2)), blocks=1, groups=8)
