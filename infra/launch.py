@@ -72,7 +72,8 @@ def _in_lasting_thread(start: Callable[[], None]) -> None:
 
     def hold() -> None:
         try:
-            started.set_result(start())
+            start()
+            started.set_result(None)
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
             started.set_exception(error)
             return
