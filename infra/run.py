@@ -148,9 +148,9 @@ class _Runner:
     def _handle(self, event: _Ended | None) -> None:
         if event is None:
             self.cancelled = True
-            self.board.say("stopping: stages end at their next safe point; press Ctrl-C again to leave at once")
             for stop in self.running.values():
                 stop.set()
+            self.board.say("stopping: stages end at their next safe point; press Ctrl-C again to leave at once")
             return
         del self.running[event.name]
         if event.artifact is None:

@@ -380,6 +380,8 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
     process = script(tmp_path, "few:1")
     paused(process)
     process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    assert any("stopping" in line for line in iter(process.stderr.readline, ""))
     text, _ = process.communicate("\n", timeout=60)
     assert process.returncode == 1
     assert json.loads(text.splitlines()[-1])["few"] == "failed"
