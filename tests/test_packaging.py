@@ -1,11 +1,12 @@
-"""The package as users get it: what the wheel holds, and that the folder `tokenizers/` never hides Hugging Face's package."""
+"""The package as users get it: what the wheel holds, and that the folder `tokenizers/` never hides Hugging Face's package.
+
+The same inside a Ray job with a working_dir: `infra/test_launch.py`.
+"""
 
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("infra", "llm", "pipelines", "tokenizers")
@@ -44,23 +45,6 @@ def test_hugging_face_tokenizers_is_not_shadowed_under_pytest() -> None:
     import tokenizers
 
     assert tokenizers.__file__ is not None and "site-packages" in tokenizers.__file__
-
-
-@pytest.mark.ray
-def test_hugging_face_tokenizers_is_not_shadowed_in_a_worker_with_working_dir(ray_cluster: None, tmp_path: Path) -> None:
-    """A job shipped with a working_dir that holds a folder `tokenizers/`, as this repository's root does."""
-    import ray
-
-    (tmp_path / "tokenizers").mkdir()
-    (tmp_path / "tokenizers" / "base.py").write_text((ROOT / "tokenizers" / "base.py").read_text())
-
-    @ray.remote(num_cpus=0, runtime_env={"working_dir": str(tmp_path)})
-    def whose() -> str:
-        import tokenizers
-
-        return str(tokenizers.__file__)
-
-    assert "site-packages" in ray.get(whose.remote())
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -25,6 +25,16 @@ def toys() -> Iterator[ModuleType]:
     del sys.modules["toys"]
 
 
+@pytest.fixture(autouse=True)
+def plain_linear() -> Iterator[None]:
+    """DeepSpeed's ZeRO-3 replaces `torch.nn.functional.linear` for the whole process; other tests get torch's own back."""
+    import torch.nn.functional as F
+
+    linear = F.linear
+    yield
+    F.linear = linear
+
+
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[str]:
     """URL of a bucket on a server of moto's, with the environment that leads there."""

@@ -1,0 +1,108 @@
+"""A whole job killed with SIGKILL in every kind of stage, then run again, against the same job left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kinetok.infra.artifact import Artifact, Store
+from kinetok.infra.storage import Folder
+
+CAUSAL = {"kind": "causal", "channels": 8, "mult": [1, 1, 2], "strides": [[2, 1], [2, 2]], "patch": 4, "blocks": 1, "groups": 4, "z": 8}
+TRAIN = {"global_batch": 2, "checkpoint_every": 2, "eval_every": 4, "log_every": 1, "optimizers": {"autoencoder": {"lr": 1e-3}}}
+JOB = {
+    "name": "faults",
+    "tracking": {"experiment": "faults"},
+    "resources": {"default": {"batch_size": 2}},
+    "stages": {
+        "scenes": {"kind": "scenes", "count": 10, "size": 64, "seconds": 2.5, "real": False, "shard_videos": 3},
+        "videos": {"kind": "ingest", "made_by": "scenes"},
+        "clips": {
+            "kind": "clips",
+            "videos": "videos",
+            "fps": 8,
+            "frames": 9,
+            "height": 32,
+            "width": 32,
+            "shard_clips": 4,
+            "val_fraction": 0.3,
+        },
+        "base": {"kind": "train", "data": "clips", "model": CAUSAL, "steps": 12, **TRAIN},
+        "trunk": {"kind": "encode", "data": "clips", "model": "base", "content": "features"},
+        "grown": {
+            "kind": "train",
+            "data": "clips",
+            "features": "trunk",
+            "lower": "base",
+            "model": {"kind": "grown", "blocks": 1, "groups": 4},
+            "steps": 4,
+            **TRAIN,
+        },
+        "tokens": {"kind": "encode", "data": "clips", "model": "grown"},
+    },
+}
+MOMENTS = ("clips/*/index/*.parquet", "train/base-*/metrics/*.jsonl", "encode/trunk-*/shards/*.tar")
+"""Files whose appearance means that a stage is in the middle of its work; the driver is killed then."""
+
+
+def _start(job: Path, store: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "kinetok.pipelines.cli", "run", str(job), "--set", f"store={store}"]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def _finish(job: Path, store: Path) -> None:
+    process = _start(job, store)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors.decode()[-3000:]
+
+
+def _kill_once(job: Path, store: Path, moment: str) -> None:
+    """Run the job until a file of the pattern lies in the store, and kill its driver without warning."""
+    process = _start(job, store)
+    while not list(store.glob(moment)):
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def _content(artifact: Artifact) -> object:
+    """What must not depend on what happened on the way: data and weights, not the times in logs."""
+    if artifact.kind == "train":
+        return {path: info.sha256 for path, info in artifact.record.files.items() if path.startswith("model/")}
+    return artifact.digest
+
+
+def _steps(artifact: Artifact) -> list[int]:
+    files = sorted(path for path in artifact.record.files if path.startswith("metrics/"))
+    return [json.loads(line)["step"] for path in files for line in artifact.folder.read_text(path).splitlines()]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_killed_in_every_stage_ends_as_the_one_left_alone(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump(JOB))
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    _finish(job, calm)
+    for moment in MOMENTS:
+        _kill_once(job, killed, moment)
+    _finish(job, killed)
+    expected, found = ({a.name: a for a in Store(Folder(str(store))).all()} for store in (calm, killed))
+    assert {name: _content(a) for name, a in found.items()} == {name: _content(a) for name, a in expected.items()}
+    assert [a.record.counts for a in found.values()] == [a.record.counts for a in expected.values()]
+    assert _steps(found["base"]) == list(range(1, 13)), "metrics lines neither missing nor doubled after the resume"
+    verify = subprocess.run(
+        [sys.executable, "-m", "kinetok.pipelines.cli", "verify", "--all", "--store", str(killed)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert verify.returncode == 0, verify.stdout + verify.stderr
