@@ -67,7 +67,7 @@ def _missing(word: str, tracked: list[str]) -> bool:
         return not _names_something(word.split(".")[1:])
     if not re.fullmatch(r"[\w.][\w./-]*", word):
         return False
-    if word.split("/")[0] in FOLDERS and "/" in word:
+    if word.partition("/")[0] in FOLDERS and "/" in word:
         return not (ROOT / word).exists()
     return word.endswith(".py") and word != "__init__.py" and not any(name.rpartition("/")[2] == word for name in tracked)
 
