@@ -17,22 +17,26 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
 from rich.console import Console
 
-from kinetok.infra.artifact import LEASE, RECORD, Artifact, Lease, Record, Store, lost, publish
+from kinetok.infra.artifact import LEASE, RECORD, WORK, Artifact, Lease, Record, Store, lost, publish
 from kinetok.infra.errors import Cancelled, ConfigError, KinetokError
+from kinetok.infra.fingerprint import canonical
 from kinetok.infra.job import Job, Tracking
 from kinetok.infra.job_run import RUNS, JobRun, StageRun, Status
 from kinetok.infra.plan import Step, check_inputs, input_info, plan
 from kinetok.infra.progress import Board, Row
 from kinetok.infra.provenance import commit, environment
 from kinetok.infra.stage import StageContext
+from kinetok.infra.storage import Folder
 
+MADE_OF = f"{WORK}/inputs.json"
+"""Digests of the inputs that an unfinished artifact is being made of."""
 POLL_SECONDS = 1.0
 """Between two looks at an artifact that another run is building."""
 MIRROR_SECONDS = 10.0
@@ -206,8 +210,9 @@ class _Runner:
             ended = _Ended(step.name, artifact, built)
         except KinetokError as error:
             ended = _Ended(step.name, error=str(error))
-        except Exception:  # noqa: BLE001
-            # A stage is anybody's code: whatever it raises must fail this stage alone, and be told whole.
+        except BaseException:  # noqa: BLE001
+            # A stage is anybody's code: whatever it raises (a panic of a Rust library is no Exception) must fail this stage alone, and be
+            # told whole; a thread that ended without a word would keep the run waiting for ever.
             ended = _Ended(step.name, error=traceback.format_exc())
         self.events.put(ended)
 
@@ -236,6 +241,7 @@ class _Runner:
             self._start_ray(step)
         started, began = _now(), time.monotonic()
         inputs = {name: self._input(value) for name, value in step.inputs.items()}
+        _clear_foreign(step.folder, inputs)
         report = partial(_report, self.board.rows[step.name], step.name, stop)
         ctx = StageContext(step.name, step.key, inputs, step.folder, step.resources, report, stop)
         result = step.stage.run(ctx)
@@ -312,6 +318,16 @@ class _Mirror:
                 if not told:
                     self.board.say(f"the job goes on without MLflow: {error}")
                 told = True
+
+
+def _clear_foreign(folder: Folder, inputs: Mapping[str, Artifact | tuple[Artifact, ...]]) -> None:
+    """Delete the parts of an unfinished artifact where an input was built anew under its old key since: old and new parts do not mix."""
+    digests = {name: [a.digest for a in ((found,) if isinstance(found, Artifact) else found)] for name, found in inputs.items()}
+    if not digests:
+        return
+    if folder.exists(MADE_OF) and folder.read_bytes(MADE_OF) != canonical(digests):
+        folder.clear(keep=LEASE)
+    folder.write_bytes(MADE_OF, canonical(digests))
 
 
 def _report(

@@ -189,6 +189,33 @@ def test_what_was_made_of_an_input_that_came_out_otherwise_is_refused(toys: Modu
     assert error is not None and "--from total --force" in error
 
 
+def test_parts_made_of_an_input_that_was_built_anew_are_not_kept(toys: ModuleType, tmp_path: Path) -> None:
+    def leave_a_part(ctx: StageContext) -> None:
+        ctx.out.write_text("part.txt", "made of the old numbers")
+        toys.fail(ctx)
+
+    chosen = Selection(only=("many", "other"))
+    toys.hooks["other"] = leave_a_part
+    go(toys, tmp_path, selection=chosen)
+    (left,) = (tmp_path / "sum").glob("other-*/part.txt")
+    go(toys, tmp_path, selection=Selection(only=("other",)))
+    assert left.exists(), "the same numbers: the part is kept"
+    toys.hooks["many"] = lambda ctx: ctx.out.write_text("more.txt", "another digest under the same key")
+    go(toys, tmp_path, selection=Selection(only=("many",), force=True))
+    del toys.hooks["other"]
+    state, _ = go(toys, tmp_path, selection=chosen)
+    assert statuses(state) == {"many": "cached", "other": "done"} and not left.exists()
+
+
+def test_a_panic_fails_its_stage_alone(toys: ModuleType, tmp_path: Path) -> None:
+    def panic(ctx: StageContext) -> None:
+        raise BaseException("panic of a library")
+
+    toys.hooks["few"] = panic
+    state, _ = go(toys, tmp_path)
+    assert statuses(state)["few"] == "failed" and statuses(state)["other"] == "done"
+
+
 def test_a_stopped_run_ends_its_stages_and_starts_no_more(toys: ModuleType, tmp_path: Path) -> None:
     """The signal arrives while `few` works: it ends at its next check, and nothing made of it begins."""
 
