@@ -71,7 +71,8 @@ def encode(ctx: StageContext, index: "ClipIndex", encoding: "Encoding", max_bad_
         counts = _counts(lines.values())
         ctx.progress(done=counts.input, total=len(index), unit="clips", quarantined=counts.quarantined)
         _check_limit(ctx, counts.quarantined, len(index), max_bad_fraction)
-    counts = _counts(lines.values())
+    # Publishing refuses counts that do not balance: what went in is said by the clip index, not by what came out.
+    counts = _counts(lines.values()).model_copy(update={"input": len(index)})
     _check_limit(ctx, counts.quarantined, len(index), max_bad_fraction)
     ctx.out.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for number in sorted(lines) for line in lines[number]))
     return StageResult(_speed(finished, time.perf_counter() - began), counts)
