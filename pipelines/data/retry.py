@@ -67,7 +67,8 @@ def _retry(artifact: Artifact, plan: SourcePlan) -> Retried:
     began = time.monotonic()
     folder, record = artifact.folder, artifact.record
     recipe = IndexRecipe.model_validate({name: value for name, value in record.config.items() if name in IndexRecipe.model_fields})
-    shards = [shard for shard in plan.shards() if finished_parts(folder)[shard.shard]["quarantined"]]
+    before = finished_parts(folder)
+    shards = [shard for shard in plan.shards() if before[shard.shard]["quarantined"]]
     for shard in shards:
         check_unchanged(shard)
     folder.remove(RECORD)
