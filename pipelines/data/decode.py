@@ -118,7 +118,7 @@ class VideoReader:
         for frame, until in self._spans():
             pixels: Pixels | None = None
             while wanted is not None and wanted + TOLERANCE < until:
-                pixels = scaler(frame) if pixels is None else pixels
+                pixels = _scaled(scaler, frame) if pixels is None else pixels
                 yield pixels
                 wanted = next(waiting, None)
             if wanted is None:
@@ -214,6 +214,14 @@ class Scaler:
         # to_ndarray may be a view on the frame's padded rows: copied, because the scaler's next frame may reuse them.
         crop = np.asarray(resized.to_ndarray(), np.uint8)[top : top + height, left : left + width]
         return np.rot90(crop, turns).copy()
+
+
+def _scaled(scaler: Scaler, frame: VideoFrame) -> Pixels:
+    try:
+        return scaler(frame)
+    except av.FFmpegError as error:
+        # Some of these are OSErrors, which would be taken for a lost source or a full disk.
+        raise BadVideo(Reason.CORRUPT, f"frames of the format {frame.format.name} cannot be converted: {error.strerror}") from error
 
 
 def probe(data: Source, limits: Limits = LIMITS) -> VideoInfo:

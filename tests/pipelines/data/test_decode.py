@@ -157,6 +157,17 @@ def test_other_pixel_formats(pix_fmt: str) -> None:
     assert _numbers(encode([numbered(i) for i in range(20)], rate=10, pix_fmt=pix_fmt), 10) == list(range(20))
 
 
+def test_a_pixel_format_that_cannot_be_converted_is_a_bad_video() -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="nut") as container:
+        stream = container.add_stream("rawvideo", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "rgb4"
+        container.mux(stream.encode(av.VideoFrame(64, 64, "rgb4")))
+        container.mux(stream.encode())
+    with pytest.raises(BadVideo, match="rgb4"):
+        decode_clip(file.getvalue(), start=0, fps=8, frames=1, height=32, width=32)
+
+
 def test_odd_sizes() -> None:
     data = encode([numbered(i, 49, 63) for i in range(4)], pix_fmt="yuv444p")
     assert decode_clip(data, start=0, fps=30, frames=2, height=17, width=23).shape == (2, 17, 23, 3)
