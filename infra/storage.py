@@ -89,7 +89,9 @@ class Folder:
         """`length` bytes from byte `start` on."""
         if self.is_local:
             with open(self.path(name), "rb") as file:
-                return os.pread(file.fileno(), length, start)
+                # Not pread, which gives at most 2 GiB.
+                file.seek(start)
+                return file.read(length)
         return cast(bytes, self.fs.cat_file(self.path(name), start=start, end=start + length))
 
     def read_text(self, name: str) -> str:
@@ -178,11 +180,8 @@ class Folder:
         with _clear_errors(self.url):
             found = self.fs.find(root, detail=True, withdirs=False)
         base = self.fs._strip_protocol(self.url).rstrip("/") + "/"
-        return {
-            name.removeprefix(base): int(info["size"])
-            for name, info in sorted(found.items())
-            if _TEMPORARY not in name and not name.endswith(_LOCK)
-        }
+        sizes = {name.removeprefix(base): int(info["size"]) for name, info in sorted(found.items())}
+        return {name: size for name, size in sizes.items() if _TEMPORARY not in name and not name.endswith(_LOCK)}
 
     def folders(self) -> list[str]:
         """Names of the folders directly inside this one."""

@@ -128,6 +128,12 @@ def test_a_failed_write_leaves_nothing_and_says_where(tmp_path: Path, monkeypatc
     assert folder.read_bytes("a") == b"old"
 
 
+def test_a_store_below_a_folder_that_looks_temporary_is_not_empty(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / ".tmp-1" / "store"))
+    folder.write_text("a/b", "x")
+    assert folder.files() == {"a/b": 1}
+
+
 def test_sweep_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     folder.write_bytes("sub/a", b"whole")
