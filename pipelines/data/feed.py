@@ -34,7 +34,7 @@ class ClipFeed:
     """The samples of one split in endless seeded order; a `kinetok.infra.training.Feed`.
 
     Batches hold `video_BTHWC` (uint8), `seed_B` (int64) and, with `features`, `full_BDthw` and `key_BDthw` (float32).
-    With `features` the order runs over the clips that have them. Raises DataError on an empty split, or one smaller than a global batch.
+    With `features` the order runs over the clips that have them. Raises DataError on an empty split, or one too small to train on.
     """
 
     clips: Artifact
@@ -50,7 +50,8 @@ class ClipFeed:
 
     def batches(self, *, start: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
         """This rank's micro-batches of `batch` samples from global position `start` on, without end."""
-        if batch * world > len(self):
+        # Evaluation counts each clip once, however often it comes; training on a clip twice in one step is a mistake.
+        if self.split == "train" and batch * world > len(self):
             raise DataError(
                 f"the {self.split} split of {self.clips.name} has {len(self)} clips, a global batch needs {batch * world}: "
                 "lower the batch, or add clips"

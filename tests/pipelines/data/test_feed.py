@@ -111,6 +111,13 @@ def test_too_little_data_is_an_error_that_says_so(make_clips: Any) -> None:
         ClipFeed(clips, "train", 1).batches(start=0, batch=3, rank=0, world=2)
 
 
+def test_validation_may_be_smaller_than_a_batch(make_clips: Any) -> None:
+    feed = ClipFeed(make_clips(2, val=(1,)), "val", 1)
+    assert len(feed) == 2
+    seeds = stream(feed, count=1, batch=3)["seed_B"].tolist()
+    assert seeds == [sample_seed(1, p) for p in range(3)]
+
+
 def test_a_clip_that_no_longer_decodes_is_named(make_clips: Any) -> None:
     feed = ClipFeed(make_clips(2, bad=(1,)), "train", 1)
     with pytest.raises(DataError, match="clip video-001/"):
