@@ -117,9 +117,14 @@ class ClipIndex:
         return [numbers[start : start + self.shard_clips] for start in range(0, len(self), self.shard_clips)]
 
     def read_clip(self, row: int) -> "Pixels":
-        """Pixels of one row, uint8 (frames, height, width, 3). Raises BadVideo where the source no longer decodes."""
+        """Pixels of one row, uint8 (frames, height, width, 3). Raises BadVideo where the source does not decode, DataError where it is gone."""
         from kinetok.pipelines.data.decode import decode_clip
 
         at = self.rows.slice(row, 1).select(["url", "offset", "bytes", "start"]).to_pylist()[0]
-        data = read_range(at["url"], at["offset"], at["bytes"])
+        try:
+            data = read_range(at["url"], at["offset"], at["bytes"])
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{at['url']} is gone since its clips were cut; put it back, or run again: the source will be listed anew"
+            ) from error
         return decode_clip(data, start=at["start"], fps=self.fps, frames=self.frames, height=self.height, width=self.width)

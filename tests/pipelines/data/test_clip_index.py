@@ -68,6 +68,9 @@ def test_clips_are_read_by_range(tmp_path: Path) -> None:
     (tmp_path / "source.bin").write_bytes(b"changed")
     with pytest.raises(BadVideo):
         index.read_clip(0)
+    (tmp_path / "source.bin").unlink()
+    with pytest.raises(DataError, match=r"source\.bin is gone"):
+        index.read_clip(0)
 
 
 def test_a_million_rows_open_as_columns(tmp_path: Path) -> None:
