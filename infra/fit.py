@@ -7,6 +7,7 @@ neither torch nor Ray, because planning a job reads the configuration only.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import threading
 import uuid
@@ -17,7 +18,7 @@ from pydantic import Field, StrictInt
 
 from kinetok.infra import errors
 from kinetok.infra.config import Config
-from kinetok.infra.errors import Cancelled, ConfigError, DataError, KinetokError, TrainingError
+from kinetok.infra.errors import Cancelled, ConfigError, DataError, KinetokError, StoreError, TrainingError
 from kinetok.infra.metrics_log import last_line, step_of
 from kinetok.infra.stage import Progress, Resources
 from kinetok.infra.storage import Folder
@@ -152,16 +153,19 @@ def outcome_name(turn: str) -> str:
 
 def _follow(running: "concurrent.futures.Future[None]", steps: int, out: Folder, progress: Progress, stop: threading.Event) -> None:
     """Tell `progress` the last logged step until the workers have ended; on a wish to stop, end their turn."""
-    asked = False
+    asked, line = False, None
     while not concurrent.futures.wait([running], timeout=FOLLOW_SECONDS).done:
-        line = last_line(out)
+        # A store that does not answer now is asked again: the training itself goes on.
+        with contextlib.suppress(OSError, StoreError):
+            line = last_line(out) or line
         try:
             progress(done=step_of(line) if line else 0, total=steps, unit="steps")
         except Cancelled:
             stop.set()
         if stop.is_set() and not asked:
-            out.write_text(TURN, f"{out.read_text(TURN)}-stopped")
-            asked = True
+            with contextlib.suppress(OSError, StoreError):
+                out.write_text(TURN, f"{out.read_text(TURN)}-stopped")
+                asked = True
 
 
 def _conclude(running: "concurrent.futures.Future[None]", config: FitConfig, out: Folder, turn: str) -> dict[str, float]:

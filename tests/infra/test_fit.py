@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kinetok.infra import errors
-from kinetok.infra.errors import Cancelled, ConfigError, DataError
-from kinetok.infra.fit import FitConfig, PlayerConfig, _conclude, accumulation, fit, outcome_name
+from kinetok.infra.errors import Cancelled, ConfigError, DataError, StoreError
+from kinetok.infra.fit import FitConfig, PlayerConfig, _conclude, _follow, accumulation, fit, outcome_name
 from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
@@ -199,6 +199,22 @@ def test_global_batch_must_divide() -> None:
         accumulation(CONFIG, Resources(batch_size=3))
     with pytest.raises(ConfigError, match="nearest valid global_batch 12, nearest valid batch_size none with 3 workers"):
         accumulation(CONFIG, Resources(workers=3, batch_size=4))
+
+
+def test_a_store_that_does_not_answer_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running: Future[None] = Future()
+    told: list[int] = []
+
+    def last_line(out: Folder) -> dict[str, float]:
+        if not told:
+            raise StoreError("does not answer")
+        running.set_result(None)
+        return {"step": 3.0}
+
+    monkeypatch.setattr("kinetok.infra.fit.FOLLOW_SECONDS", 0.01)
+    monkeypatch.setattr("kinetok.infra.fit.last_line", last_line)
+    _follow(running, 5, Folder(str(tmp_path)), lambda *, done, total, unit: told.append(done), threading.Event())
+    assert told == [0, 3]
 
 
 def test_an_empty_feed_is_an_error(tmp_path: Path) -> None:
