@@ -31,9 +31,10 @@ from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 
 MODEL = "model"
+SEEDS = "seed_B"
 
 Batch: TypeAlias = dict[str, Tensor]
-"""Named tensors whose first dimension is the sample; always holds `seed_B` (int64), the sample's own random seed."""
+"""Named tensors whose first dimension is the sample; always holds `seed_B` (int64, on the CPU), the sample's own random seed."""
 
 
 class Trainable(Protocol):
@@ -280,7 +281,8 @@ class Loop:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def _to_device(self, batch: Batch) -> Batch:
-        return {name: tensor.to(self.session.device, non_blocking=True) for name, tensor in batch.items()}
+        """Seeds stay on the host: reading them back from a GPU would make every step wait for it."""
+        return {name: tensor if name == SEEDS else tensor.to(self.session.device, non_blocking=True) for name, tensor in batch.items()}
 
     @contextlib.contextmanager
     def _viewing(self) -> Iterator[None]:
