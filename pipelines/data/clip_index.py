@@ -117,7 +117,7 @@ class ClipIndex:
         return [numbers[start : start + self.shard_clips] for start in range(0, len(self), self.shard_clips)]
 
     def read_clip(self, row: int) -> "Pixels":
-        """Pixels of one row, uint8 (frames, height, width, 3). Raises BadVideo where the source does not decode, DataError where it is gone."""
+        """Pixels of one row, uint8 (frames, height, width, 3). Raises BadVideo where they do not decode, DataError without a source."""
         from kinetok.pipelines.data.decode import decode_clip
 
         at = self.rows.slice(row, 1).select(["url", "offset", "bytes", "start"]).to_pylist()[0]
