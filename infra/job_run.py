@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal, TypeAlias
 
+from rich.markup import escape
 from rich.table import Table
 
 from kinetok.infra.artifact import Artifact, Store
@@ -70,7 +71,7 @@ def run_table(state: JobRun, store: Store) -> Table:
             str(record.counts.written or "") if record else "",
             str(record.counts.quarantined or "") if record else "",
             human_bytes(record.bytes) if record else "",
-            str(found.folder) if found else (stage.error or "").strip().rsplit("\n", 1)[-1],
+            escape(str(found.folder) if found else (stage.error or "").strip().rsplit("\n", 1)[-1]),
         )
     return table
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TypeAlias, TypeVar
 
+from rich.markup import escape
 from rich.table import Table
 
 from kinetok.infra.artifact import Artifact, InputInfo, Record, Store
@@ -240,7 +241,7 @@ def plan_table(steps: Iterable[Step]) -> Table:
             samples, size, time = str(step.artifact.record.counts.written or ""), human_bytes(step.artifact.record.bytes), ""
         else:
             samples, size, time = _unknown(guess.samples, str), _unknown(guess.bytes, human_bytes), _unknown(guess.seconds, human_seconds)
-        table.add_row(step.name, step.stage.kind, step.key, state, why, samples, size, time)
+        table.add_row(step.name, step.stage.kind, step.key, state, escape(why), samples, size, time)
     return table
 
 

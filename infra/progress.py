@@ -14,6 +14,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from kinetok.infra.plan import human_seconds
@@ -144,7 +145,7 @@ class Board:
             table.add_column(column, justify="right" if column in ("done", "rate", "left", "quarantined", "time") else "left")
         for row in self.rows.values():
             time_spent = human_seconds(row.seconds) if row.seconds is not None else ""
-            table.add_row(*row.cells(), time_spent, style=_COLOURS.get(row.status, "dim"))
+            table.add_row(*map(escape, row.cells()), time_spent, style=_COLOURS.get(row.status, "dim"))
         return table
 
     def _print_at_intervals(self) -> None:

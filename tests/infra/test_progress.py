@@ -73,6 +73,14 @@ def test_without_a_terminal_each_change_is_a_line(monkeypatch: pytest.MonkeyPatc
     assert "many" not in text.getvalue() and "\x1b" not in text.getvalue()
 
 
+def test_brackets_in_notes_are_no_markup() -> None:
+    console = Console(file=StringIO(), width=200)
+    board = Board.of(["base"], console)
+    board.rows["base"].note = "cannot read [/data/x] of s3://b/[a-z]*.tar"
+    console.print(board.table())
+    assert board.rows["base"].note in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_a_terminal_shows_one_table() -> None:
     text = StringIO()
     with board(Console(file=text, force_terminal=True, width=100), "few", "many") as shown:
