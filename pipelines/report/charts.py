@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 28
 POINTS = 240
 """A longer series is averaged down to about so many points."""
 CHARTS = 4
-BORING = ("lr", "samples_per_second", "grad_norm", "gradient_norm")
+BORING = ("lr", "samples_per_second")
 FIRST = ("loss", "psnr", "l1")
 
 Points = Sequence[tuple[float, float]]
