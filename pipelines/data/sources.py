@@ -117,8 +117,9 @@ def list_source(source: str) -> Listing:
         return _listing_of_names(_expand(source))
     folder, name = _split(source)
     if source.endswith(".tar") or any(sign in name for sign in "*?["):
-        exact = [file for file in _files_in(folder) if file.name == name]
-        matching = exact or [file for file in _files_in(folder) if file.name.endswith(".tar") and fnmatchcase(file.name, name)]
+        found = _files_in(folder)
+        exact = [file for file in found if file.name == name]
+        matching = exact or [file for file in found if file.name.endswith(".tar") and fnmatchcase(file.name, name)]
         if not matching:
             raise DataError(f"no tar matches {source}; check the path (only the last part may hold * or ?)")
         return Listing("tar", folder, tuple(matching))
