@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from kinetok.infra.artifact import MANIFEST, Artifact, InputInfo, Store
+from kinetok.infra.artifact import Artifact, InputInfo, Store
 from kinetok.infra.fingerprint import Plain, plain
 from kinetok.infra.lineage_layout import Drawing, arrange
+from kinetok.infra.plan import human_bytes
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -121,7 +122,7 @@ def to_html(lineage: Lineage) -> str:
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["size"] = human_size
+    environment.filters["size"] = human_bytes
     return environment.get_template(TEMPLATE).render(lineage=lineage, drawing=lineage.drawing, root=lineage.nodes[lineage.root])
 
 
@@ -134,16 +135,6 @@ def tree(lineage: Lineage) -> "Tree":
         if step(lineage.root):
             _grow(whole.add(f"[dim]{title}[/dim]"), lineage, lineage.root, step, set())
     return whole
-
-
-def human_size(count: int) -> str:
-    """Bytes for people."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def _grow(branch: "Tree", lineage: Lineage, name: str, step: Step, seen: set[str]) -> None:
@@ -159,7 +150,7 @@ def _label(node: Node) -> str:
     from rich.markup import escape
 
     counts = f"  {node.counts['written']:,} samples" if node.counts.get("written") else ""
-    size = f"  {human_size(node.bytes)}" if node.bytes is not None else ""
+    size = f"  {human_bytes(node.bytes)}" if node.bytes is not None else ""
     remark = f"  [red]{node.state}[/red]" if node.state in ("missing", "changed") else ""
     return f"[bold]{escape(node.name)}[/bold] [dim]{escape(node.kind)} {node.key[:8]}[/dim]{counts}{size}{remark}"
 
@@ -184,7 +175,6 @@ def _node(name: str, artifact: Artifact | None, used: InputInfo | None) -> Node:
         assert used is not None, "a node without artifact is somebody's input"
         return Node(name, used.name, used.kind, used.key, used.digest, state="missing")
     record = artifact.record
-    pieces = sum(int(str(line["bytes"])) for line in artifact.manifest()) if MANIFEST in record.files else 0
     return Node(
         id=name,
         name=record.name,
@@ -196,7 +186,7 @@ def _node(name: str, artifact: Artifact | None, used: InputInfo | None) -> Node:
         commit=record.commit or "",
         started=record.started,
         seconds=record.seconds,
-        bytes=pieces + sum(file.bytes for file in record.files.values()),
+        bytes=record.bytes,
         counts=record.counts.model_dump() if record.counts.input else {},
         metrics=record.metrics,
         config={name: plain(value) for name, value in record.config.items()},
