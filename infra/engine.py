@@ -60,7 +60,8 @@ def make_engine(module: nn.Module, player: PlayerConfig, settings: EngineSetting
         "checkpoint": {"load_universal": settings.universal},
     }
     if settings.bf16:
-        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        # By default the gradients of linear and convolution layers, and under ZeRO-3 their weights, would travel as bf16.
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     with contextlib.redirect_stdout(io.StringIO()):
         engine: Engine = deepspeed.initialize(model=module, optimizer=adamw(module, player), config=config)[0]
     return engine

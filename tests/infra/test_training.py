@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kinetok.infra import training
+from kinetok.infra.engine import Engine, EngineSettings, make_engine
 from kinetok.infra.errors import Cancelled, ConfigError, TrainingError
 from kinetok.infra.fit import TURN, FitConfig, PlayerConfig
 from kinetok.infra.metrics_log import read_metrics
@@ -369,9 +370,19 @@ def test_ends_when_its_turn_is_over(tmp_path: Path) -> None:
         run_loop(tmp_path, 0, 1, Toy, config, {}, turn="another")
 
 
-def test_bf16_keeps_weights_in_fp32(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_bf16_keeps_weights_in_fp32(tmp_path: Path, zero: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules: list[nn.Module] = []
+
+    def kept(module: nn.Module, player: PlayerConfig, settings: EngineSettings) -> Engine:
+        modules.append(module)
+        return make_engine(module, player, settings)
+
+    monkeypatch.setattr(training, "make_engine", kept)
     config = CONFIG.model_copy(update={"precision": "bf16"})
-    alone_run(tmp_path / "bf16", config=config)
+    alone_run(tmp_path / "bf16", config=config, resources={"zero": zero})
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    assert parameters and not any(hasattr(parameter, "comm_dtype") for parameter in parameters), "gradients travel in fp32 too"
     assert {tensor.dtype for tensor in weights(tmp_path / "bf16").values()} == {torch.float32}
     exact, rounded = losses(alone_run(tmp_path / "fp32")), losses(tmp_path / "bf16")
     assert rounded != exact
