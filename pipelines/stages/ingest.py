@@ -54,6 +54,8 @@ class Ingest(Stage):
             )
         rows = read_csv(self.csv, self.split_csv) if self.csv is not None else None
         shards = write_plan(ctx.out, listing, rows)
+        if self.source is not None and self.key({}) != ctx.key:
+            raise DataError(f"{source} changed while this run was under way; run again to list it anew")
         ctx.progress(done=shards, total=shards, unit="shards")
         total = sum(file.bytes for file in listing.files)
         return StageResult({"shards": float(shards), "files": float(len(listing.files)), "bytes": float(total)})

@@ -1,5 +1,6 @@
 """The key sees changed sources; tars, folders, CSVs and made tars become shards."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from tests.pipelines.stages.running import run_stage
 
 from kinetok.infra.artifact import Store
 from kinetok.infra.errors import DataError
-from kinetok.infra.stage import Ref
+from kinetok.infra.stage import Ref, Resources, StageContext
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.pack import pack
 from kinetok.pipelines.data.sources import SourcePlan
@@ -46,6 +47,15 @@ def test_folder_with_csv(tmp_path: Path) -> None:
     assert [(video.video, video.bytes, video.caption) for video in videos] == [("b", 5, "two"), ("zz", None, "none")]
     assert made.record.metrics == {"shards": 1.0, "files": 3.0, "bytes": 15.0}
     assert "listing" in made.record.facts
+
+
+def test_a_source_that_changes_after_the_plan_is_refused(tmp_path: Path) -> None:
+    stage = Ingest(source=_folder(tmp_path / "in", "a.mp4"))
+    planned = stage.key({})
+    _folder(tmp_path / "in", "b.mp4")
+    out = Folder(str(tmp_path / "out"))
+    with pytest.raises(DataError, match="changed while this run was under way"):
+        stage.run(StageContext("videos", planned, {}, out, Resources(), lambda **told: None, threading.Event()))
 
 
 def test_tars_refuse_a_csv(tmp_path: Path) -> None:
