@@ -86,6 +86,9 @@ def _in_lasting_thread(start: Callable[[], None]) -> None:
 def shipped() -> dict[str, object]:
     """The Ray runtime environment that brings this package to workers of another machine."""
     folder = Path(tempfile.gettempdir()) / f"kinetok-wheels-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ConfigError(f"{folder} belongs to another user, who could put code of theirs into the wheel: delete it, or set TMPDIR")
     return {"py_modules": [str(build_wheel(folder))]}
 
 
