@@ -138,9 +138,10 @@ def verify(artifact: str | None, store: str, everything: bool) -> None:
 @_artifact
 @_store
 @click.option("--retry", "again", is_flag=True, help="Try the quarantined samples again.")
-def quarantine(artifact: str, store: str, again: bool) -> None:
-    """List quarantined samples by reason."""
-    from kinetok.pipelines.data.quarantine import summary
+@click.option("--list", "each", is_flag=True, help="Every sample: id, shard, reason, message and position, with tabs between.")
+def quarantine(artifact: str, store: str, again: bool, each: bool) -> None:
+    """Count quarantined samples by reason, or list them."""
+    from kinetok.pipelines.data.quarantine import listing, summary
     from kinetok.pipelines.data.retry import retry
 
     place = _open(store)
@@ -149,7 +150,8 @@ def quarantine(artifact: str, store: str, again: bool) -> None:
         retried = retry(place, found)
         found = retried.artifact
         click.echo(f"{retried.before} quarantined before, {retried.after} now")
-    click.echo(summary(found.folder) or f"{found.name} quarantined nothing")
+    show = listing if each else summary
+    click.echo(show(found.folder) or f"{found.name} quarantined nothing")
 
 
 @main.command()

@@ -53,9 +53,19 @@ def report(folder: Folder, *, examples: int = 3) -> list[ReasonCount]:
 def summary(folder: Folder) -> str:
     """`report` as lines of text."""
     return "\n".join(
-        f"  {entry.count:6d} {entry.reason}: {entry.meaning}; first {entry.examples[0][0]}: {entry.examples[0][1]}"
+        f"  {entry.count:6d} {entry.reason}: {entry.meaning}; first {_printable(': '.join(entry.examples[0]))}"
         for entry in report(folder, examples=1)
     )
+
+
+def listing(folder: Folder) -> str:
+    """Every quarantined sample, one line each: `COLUMNS` with tabs between."""
+    return "\n".join("\t".join(_printable("" if row[name] is None else row[name]) for name in COLUMNS) for row in rows(folder))
+
+
+def _printable(value: object) -> str:
+    """Text from strangers without what a terminal would obey."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in str(value))
 
 
 def _parts(folder: Folder, under: str) -> list[str]:

@@ -7,7 +7,7 @@ import pyarrow.parquet
 
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import Row, part_bytes, part_name
-from kinetok.pipelines.data.quarantine import report, rows, summary
+from kinetok.pipelines.data.quarantine import listing, report, rows, summary
 from kinetok.pipelines.data.reasons import Reason
 
 
@@ -35,6 +35,14 @@ def test_report_groups_by_reason(tmp_path: Path) -> None:
     assert (first.reason, first.count, first.examples) == ("corrupt", 5, (("a", "why a"), ("c", "why c")))
     assert (second.reason, second.count, second.meaning) == ("unreadable", 1, Reason.UNREADABLE.doc)
     assert "5 corrupt: " in summary(_folder(tmp_path)) and "first a: why a" in summary(_folder(tmp_path))
+
+
+def test_a_listing_holds_every_sample_and_obeys_nobody(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    folder.write_bytes(part_name(2), part_bytes([_bad("\x1b[2Jgone\nnext", Reason.CORRUPT)]))
+    lines = listing(folder).splitlines()
+    assert lines[0] == "a\t0\tcorrupt\twhy a\t1.5" and len(lines) == 7
+    assert lines[6].startswith(r"\x1b[2Jgone\nnext") and "\x1b" not in summary(folder)
 
 
 def test_own_tables_of_other_stages(tmp_path: Path) -> None:
