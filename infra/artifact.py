@@ -273,7 +273,7 @@ class Lease:
         current = self._current()
         if current is not None:
             state = _State.model_validate_json(current)
-            if state.expires > time.time() and not _is_dead(state.holder):
+            if state.holds:
                 return False
             self._generation = state.generation
         self._generation += 1
@@ -288,6 +288,12 @@ class Lease:
             if not self.lost and not self._write(expected=self._written):
                 self._lose()
             return not self.lost
+
+    @property
+    def held(self) -> bool:
+        """Whether anybody has it now."""
+        current = self._current()
+        return current is not None and _State.model_validate_json(current).holds
 
     def who(self) -> str:
         """The present holder, for messages."""
@@ -349,6 +355,11 @@ class _State(Config):
     expires: float
     """Seconds since 1970."""
     at: str
+
+    @property
+    def holds(self) -> bool:
+        """Within its term, and its holder no dead process of this machine."""
+        return self.expires > time.time() and not _is_dead(self.holder)
 
 
 def _place() -> str:

@@ -22,6 +22,7 @@ from kinetok.infra.job_run import RUNS, JobRun, StageRun
 from kinetok.infra.metrics_log import Line, read_metrics
 from kinetok.infra.mlflow_store import TrackingDown, connect, experiment_id, resolve, ui
 from kinetok.infra.registry import Place, log_artifact, log_report, metric_name, milliseconds
+from kinetok.infra.storage import Folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,12 +64,15 @@ def mirror(store: Store, run_id: str, uri: str | None, experiment: str) -> None:
 
 
 def sync(store: Store, uri: str | None, experiment: str) -> list[str]:
-    """Replay every run that `pending` lists; returns their ids. A run that was killed is closed where the next one began."""
+    """Replay every run that `pending` lists; returns their ids. A run that was killed is closed where the next one began.
+
+    One that still builds something beside the next one is left open.
+    """
     chosen, waiting = resolve(store, uri), set(pending(store))
     runs = _all_runs(store)
     for run, later in zip(runs, [*runs[1:], None], strict=True):
         if run.run_id in waiting:
-            ended = run.ended or (later.started if later else None)
+            ended = run.ended or (later.started if later and not _builds(run) else None)
             _replay(store, run.model_copy(update={"ended": ended}), chosen, experiment)
     return [run.run_id for run in runs if run.run_id in waiting]
 
@@ -83,6 +87,11 @@ def _all_runs(store: Store) -> list[JobRun]:
     names = [name.removeprefix(f"{RUNS}/") for name in store.root.files(RUNS)] if store.root.exists(RUNS) else []
     runs = [_read_run(store, name.removesuffix(".json")) for name in names if "/" not in name and name.endswith(".json")]
     return sorted(runs, key=lambda run: run.started)
+
+
+def _builds(run: JobRun) -> bool:
+    """Whether a stage of the run holds its lease."""
+    return any(stage.status == "running" and Lease(Folder(stage.folder)).held for stage in run.stages.values())
 
 
 def _read_run(store: Store, run_id: str) -> JobRun:

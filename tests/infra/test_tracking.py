@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from kinetok.infra import machine, tracking
-from kinetok.infra.artifact import Artifact, Counts, InputInfo, Record, Store, publish
+from kinetok.infra.artifact import Artifact, Counts, InputInfo, Lease, Record, Store, publish
 from kinetok.infra.errors import ConfigError, KinetokError
 from kinetok.infra.metrics_log import MetricsLog
 from kinetok.infra.mlflow_store import embedded_uri
@@ -190,6 +190,16 @@ def test_a_killed_run_is_closed_by_sync_where_the_next_began(store: Store) -> No
     killed = _runs(store, "r0")
     assert killed["clips"].info.status == "KILLED" and killed[""].info.status == "FAILED"
     assert tracking.pending(store) == [] == tracking.sync(store, None, EXPERIMENT)
+
+
+def test_sync_leaves_a_run_open_that_still_builds(store: Store) -> None:
+    folder = store.folder("clips", "clips", "9" * 16)
+    _write_run(store, "r0", {"clips": {**_stage("clips", "9" * 16, "running"), "folder": str(folder)}}, ended=False)
+    lease = Lease(folder)
+    assert lease.acquire()
+    tracking.sync(store, None, EXPERIMENT)
+    lease.release()
+    assert _runs(store, "r0")["clips"].info.status == "RUNNING" and tracking.pending(store) == ["r0"]
 
 
 @pytest.mark.timeout(60)
