@@ -31,7 +31,7 @@ class Train(Stage, FitConfig):
     """The clips to train on; their `val` split is what is evaluated."""
     features: Annotated[Ref, Produces("encode")] | None = None
     """Trunk features of the lower model; None computes them in every step."""
-    lower: Annotated[Ref, Produces("train")] | None = None
+    lower: Annotated[Ref, Produces("train", "model")] | None = None
     """The frozen model that a grown one stands on."""
     model: TokenizerConfig
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
