@@ -153,6 +153,7 @@ def claim(runs: Folder, starts: Folder, turn: str) -> Folder | None:
     for _ in range(CLAIMS):
         if found is None or _moved(found, starts / turn):
             break
+        starts.remove(turn)  # half a copy
         found = committed(runs)
     for run in runs.folders():
         # Where a dying worker still writes, the next call or publishing deletes the rest.
