@@ -49,7 +49,7 @@ class PlayerConfig(Config):
     warmup: Annotated[StrictInt, Field(ge=0)] = 0
     """Steps of linear warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: half a cosine down to zero at the last step, or the peak."""
+    """After the warm-up: half a cosine down to nearly zero at the last step, or the peak."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the whole gradient; 0 leaves it alone."""
 

@@ -114,7 +114,7 @@ def lineage(artifact: str, store: str, as_json: bool, html: str | None) -> None:
     place = _open(store)
     found = graph(place, place.find(artifact))
     if html:
-        Path(html).write_text(to_html(found))
+        Path(html).write_text(to_html(found), encoding="utf-8")
     if as_json:
         click.echo(to_json(found))
     else:
