@@ -61,9 +61,10 @@ def repeated(index: ClipIndex, clips: int) -> ClipIndex:
 
 
 def make_encoding(index: ClipIndex, work: Path) -> Encoding:
-    """A small causal tokenizer on one core, beside one decode task."""
+    """The main job's base tokenizer, untrained, on one core, beside one decode task."""
     torch.manual_seed(0)
-    CausalTokenizer(CausalConfig(channels=8, mult=(1, 1, 2, 2), blocks=1, z=4, groups=4)).save_pretrained(work / "model")
+    config = CausalConfig(channels=16, mult=(1, 2, 4), strides=((2, 1), (2, 2)), patch=4, blocks=1, groups=8)
+    CausalTokenizer(config).save_pretrained(work / "model")
     resources = Resources(workers=1, cpus=1, decoders=1, batch_size=4)
     return Encoding(partial(open_model, Folder(str(work / "model"))), "tokens", "bf16", index.recipe, resources)
 

@@ -18,7 +18,7 @@ from kinetok.infra.launch import start_ray
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.encoding import encode_shards
 
-CLIPS = 400
+CLIPS = 160
 INTERVAL_SECONDS = 0.2
 
 
