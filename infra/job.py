@@ -130,7 +130,9 @@ def parse_job(raw: Raw, catalog: Sequence[type[Stage]]) -> Job:
     top = {name: value for name, value in raw.items() if name not in ("stages", "resources")}
     head = reader.model(Job, {**top, "stages": {}}, "")
     if not reader.problems:
-        reader.problems += _wiring({name: stage for name, stage in stages.items() if stage is not None})
+        sound = {name: stage for name, stage in stages.items() if stage is not None}
+        able = {name: found for name, found in resources.items() if found is not None}
+        reader.problems += _wiring(sound) or _of_stages(sound, able)
     if reader.problems or head is None:
         raise ConfigError("\n".join(f"  {problem}" for problem in reader.problems))
     return head.model_copy(update={"stages": stages, "resources": resources})
@@ -234,6 +236,11 @@ def _wiring(stages: Mapping[str, Stage]) -> list[str]:
         except graphlib.CycleError as error:
             problems.append(f"stages: {' <- '.join(error.args[1])} is a cycle; a stage cannot be made of itself")
     return problems
+
+
+def _of_stages(stages: Mapping[str, Stage], resources: Mapping[str, Resources]) -> list[str]:
+    """What the stages themselves find wrong."""
+    return [f"stages.{name}.{problem}" for name, stage in stages.items() for problem in stage.problems(resources[name], stages)]
 
 
 def _sorted(graph: Mapping[str, Sequence[str]]) -> list[str]:

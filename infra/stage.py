@@ -143,6 +143,13 @@ class Stage(Config):
         """Facts outside the fields that belong to the identity (a source's listing digest); read at plan time, no side effects."""
         return {}
 
+    def problems(self, resources: Resources, stages: "Mapping[str, Stage]") -> Iterator[str]:
+        """What is wrong between the fields, the resources and the other stages, as `field: sentence`.
+
+        Called when a job is read, once every reference leads to a stage of a fitting kind; reads no files.
+        """
+        yield from ()
+
     def refs(self) -> Iterator[tuple[str, Ref]]:
         """(field, stage name) of every reference, tuples flattened in order."""
         for name in type(self).model_fields:

@@ -37,6 +37,13 @@ class ModelConfig(Config):
 
     kind: str
     """Tells the catalog which class to build."""
+    grows: ClassVar[bool] = False
+    """Whether the model stands on a frozen one below it."""
+
+    @property
+    def spatial(self) -> int | None:
+        """Pixels that rows and columns must be multiples of; None where any will do, or the model below decides."""
+        return None
 
 
 class DecodeRecipe(Config):

@@ -6,7 +6,7 @@ committed, removes what is not, and writes the rest with the same bytes. Not cov
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
@@ -14,7 +14,8 @@ from pydantic import Field
 
 from kinetok.infra.artifact import MANIFEST, Counts
 from kinetok.infra.errors import ContractError, DataError, QuarantineLimit
-from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
+from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
+from kinetok.pipelines.stages.train import misfits
 
 if TYPE_CHECKING:
     from kinetok.pipelines.data.clip_index import ClipIndex
@@ -39,6 +40,10 @@ class Encode(Stage):
     """Type the numbers are stored in; integer tokens stay integers."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     """More quarantined clips than this fraction fail the stage."""
+
+    def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
+        """Clips whose sides the model cannot take."""
+        yield from misfits(self.data, stages[self.model], stages)
 
     def run(self, ctx: StageContext) -> StageResult:
         """Encode the shards that are not committed yet, then write the manifest."""

@@ -14,8 +14,9 @@ from pydantic import Field, StrictInt
 
 from kinetok.infra.artifact import Counts
 from kinetok.infra.errors import DataError
-from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
+from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.report.tables import CLIPS, PANEL, TABLE, Geometry, Shown, ShownList, Table
+from kinetok.pipelines.stages.train import misfits
 
 if TYPE_CHECKING:
     from kinetok.pipelines.report.ladder import ClipFigures, Clips, Rung
@@ -43,6 +44,10 @@ class Evaluate(Stage):
     worst: Annotated[StrictInt, Field(ge=0)] = 2
     """Clips with the lowest PSNR shown for each rung."""
     seed: StrictInt = 0
+
+    def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
+        """Clips whose sides a model cannot take."""
+        yield from dict.fromkeys(problem for name in self.models for problem in misfits(self.data, stages[name], stages))
 
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.data.clip_index import ClipIndex

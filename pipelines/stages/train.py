@@ -4,6 +4,7 @@
 Not covered: the loop (`kinetok.infra.training`), what the clips look like (`data/feed.py`), what a model learns from them (`tokenizers`).
 """
 
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -11,13 +12,16 @@ from pydantic import Field
 
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ConfigError
-from kinetok.infra.fit import FitConfig, fit
-from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
+from kinetok.infra.fit import FitConfig, accumulation, fit
+from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
+from kinetok.pipelines.stages.clips import Clips
 from kinetok.tokenizers.catalog import ObjectiveConfig, TokenizerConfig
 
 if TYPE_CHECKING:
     from kinetok.infra.training import Trainable
     from kinetok.tokenizers.base import Tokenizer
+
+_FEATURES_ALONE = "they are of a lower model: name it as lower, or leave features out"
 
 
 class Train(Stage, FitConfig):
@@ -35,6 +39,23 @@ class Train(Stage, FitConfig):
     """The frozen model that a grown one stands on."""
     model: TokenizerConfig
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+
+    def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
+        """What would otherwise end the training when it starts, hours after the job did."""
+        try:
+            accumulation(self, resources)
+        except ConfigError as error:
+            yield f"global_batch: {error}"
+        if set(self.optimizers) != set(self.objective.players):
+            named, players = ", ".join(sorted(self.optimizers)) or "none", ", ".join(self.objective.players)
+            yield f"optimizers: they name {named}; the model trains {players}"
+        if self.model.grows and self.lower is None:
+            yield f"lower: is missing; a {self.model.kind} model stands on the frozen model that it names"
+        if not self.model.grows and self.lower is not None:
+            yield f"lower: a {self.model.kind} model stands on its own; leave lower out"
+        if self.features is not None and self.lower is None:
+            yield f"features: {_FEATURES_ALONE}"
+        yield from misfits(self.data, self, stages)
 
     def run(self, ctx: StageContext) -> StageResult:
         """Train, or continue where an earlier attempt was killed."""
@@ -57,6 +78,15 @@ class Train(Stage, FitConfig):
         return StageResult(metrics)
 
 
+def misfits(data: Ref, model: Stage, stages: Mapping[str, Stage]) -> Iterator[str]:
+    """A sentence where the clips `data` are no multiple of what `model` needs; nothing is known of a model trained elsewhere."""
+    while isinstance(model, Train) and model.lower is not None:
+        model = stages[model.lower]
+    clips, spatial = stages[data], model.model.spatial if isinstance(model, Train) else None
+    if spatial is not None and isinstance(clips, Clips) and (clips.height % spatial or clips.width % spatial):
+        yield f"data: {data} has clips of {clips.height} x {clips.width} pixels; the model needs multiples of {spatial}"
+
+
 def build_trainable(model: TokenizerConfig, objective: ObjectiveConfig, lower: Artifact | None) -> "Trainable":
     """A fresh model on the saved lower one, as the training loop takes it; called in every worker."""
     from kinetok.tokenizers import catalog
@@ -76,5 +106,5 @@ def _require_contract(features: Artifact, lower: Artifact | None) -> None:
 
     model = _open(lower)
     if model is None:
-        raise ConfigError(f"features: {features.name} are of a lower model: name it as lower, or leave features out")
+        raise ConfigError(f"features: {_FEATURES_ALONE}")
     require_spec(TokenShards.open(features).spec, model.spec())

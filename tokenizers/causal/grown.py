@@ -23,7 +23,7 @@ import hashlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class GrownConfig(ModelConfig):
     """Numbers of one grown rung; width, latent channels and geometry follow from the rung below."""
 
     kind: Literal["grown"] = "grown"
+    grows: ClassVar[bool] = True
     blocks: Count = 2
     """Residual blocks on the encoder's side, and as many on the decoder's."""
     groups: Count = 32

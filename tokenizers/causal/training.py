@@ -10,7 +10,7 @@ Legend: B clips, T H W C frames, rows, columns, channels, D trunk width, t h w l
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,10 +21,14 @@ from kinetok.tokenizers.causal.posterior import seeded_noise
 from kinetok.tokenizers.causal.rung import Rung
 from kinetok.tokenizers.metrics import clip_psnr
 
+AUTOENCODER = "autoencoder"
+
 
 class ReconstructionObjective(Config):
     """Weights of the loss of a ladder's rung."""
 
+    players: ClassVar[tuple[str, ...]] = (AUTOENCODER,)
+    """Names of what gets an optimizer."""
     kl: Annotated[float, Field(ge=0)] = 1e-6
     """Weight of the KL term, in nats per latent number, against the mean absolute error of pixels in [-1, 1]."""
 
@@ -52,7 +56,7 @@ class RungTrainable:
 
     def __init__(self, model: Rung, objective: ReconstructionObjective) -> None:
         self.model = model
-        self.players: Mapping[str, nn.Module] = {"autoencoder": Player(model, objective)}
+        self.players: Mapping[str, nn.Module] = {AUTOENCODER: Player(model, objective)}
         self.frozen: Mapping[str, nn.Module] = rungs_below(model)
 
     def active(self, player: str, step: int) -> bool:

@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save
 from kinetok.infra.artifact import Artifact, Counts
 from kinetok.infra.errors import ConfigError, ContractError
 from kinetok.infra.fit import TURN
+from kinetok.infra.job import parse_job
 from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.stage import Resources, StageContext, StageResult
 from kinetok.infra.storage import Folder
 from kinetok.infra.training import Loop, Work
+from kinetok.pipelines.catalog import STAGES
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.token_shards import SPEC_FILE, Sample, write_shard
 from kinetok.pipelines.models import load, open_model
@@ -33,6 +35,8 @@ BASE: dict[str, Any] = {
     "log_every": 1,
 }
 GROWN = BASE | {"lower": "base", "model": {"kind": "grown", "blocks": 1, "groups": 4}}
+CLIPS = {"kind": "clips", "videos": "videos", "fps": 8, "frames": 5, "height": 16, "width": 16}
+WITH_CLIPS = ("base", "trunk", "grown", "quality")
 Finish = Callable[[Folder, str, Counts], Artifact]
 
 
@@ -132,3 +136,48 @@ def test_how_the_clips_are_fed_and_fitted_is_the_identity_and_resources_are_not(
     literals = Train.model_validate(BASE).literals()
     assert {"steps", "global_batch", "optimizers", "seed", "model", "objective", "ema", "precision"} <= set(literals)
     assert not set(literals) & set(Resources.model_fields)
+
+
+def told(base: dict[str, Any], grown: dict[str, Any], clips: dict[str, Any], resources: dict[str, Any]) -> list[str]:
+    """Every problem of a job with a base model and one grown on it."""
+    stages = {
+        "videos": {"kind": "ingest", "source": "a.tar"},
+        "clips": CLIPS | clips,
+        "base": BASE | {"kind": "train"} | base,
+        "trunk": {"kind": "encode", "data": "clips", "model": "base", "content": "features"},
+        "grown": GROWN | {"kind": "train", "features": "trunk"} | grown,
+        "quality": {"kind": "evaluate", "data": "clips", "models": ["base", "grown"]},
+    }
+    try:
+        parse_job({"name": "j", "stages": stages, "resources": resources}, STAGES)
+    except ConfigError as error:
+        return [line.strip() for line in str(error).splitlines()]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("changes", "starts"),
+    [
+        ({}, []),
+        ({"resources": {"base": {"workers": 3}}}, ["stages.base.global_batch: global_batch 4 is not a multiple of"]),
+        (
+            {"base": {"optimizers": {"encoder": {"lr": 1e-3}}}},
+            ["stages.base.optimizers: they name encoder; the model trains autoencoder"],
+        ),
+        ({"grown": {"lower": None, "features": None}}, ["stages.grown.lower: is missing; a grown model"]),
+        ({"grown": {"lower": None}}, ["stages.grown.lower: is missing", "stages.grown.features: they are of a lower model"]),
+        ({"grown": {"model": BASE["model"]}}, ["stages.grown.lower: a causal model stands on its own"]),
+        (
+            {"clips": {"width": 18}},
+            [f"stages.{name}.data: clips has clips of 16 x 18 pixels; the model needs multiples of 4" for name in WITH_CLIPS],
+        ),
+    ],
+)
+def test_what_cannot_train_is_refused_when_the_job_is_read(changes: dict[str, dict[str, Any]], starts: list[str]) -> None:
+    found = told(**{"base": {}, "grown": {}, "clips": {}, "resources": {}, **changes})
+    assert len(found) == len(starts) and all(map(str.startswith, found, starts)), found
+
+
+def test_objectives_name_what_they_train() -> None:
+    stage = Train.model_validate(BASE)
+    assert tuple(train.build_trainable(stage.model, stage.objective, None).players) == stage.objective.players
