@@ -17,7 +17,7 @@ import pyarrow.parquet
 from kinetok.infra.artifact import MANIFEST, Counts
 from kinetok.infra.errors import QuarantineLimit
 from kinetok.infra.storage import Folder
-from kinetok.pipelines.data.clip_index import Row, part_bytes, part_name
+from kinetok.pipelines.data.clip_index import Row, part_bytes, part_name, read_parts
 from kinetok.pipelines.data.cut import cut_video
 from kinetok.pipelines.data.decode import LIMITS
 from kinetok.pipelines.data.quarantine import summary
@@ -101,9 +101,26 @@ def finished_parts(out: Folder) -> dict[int, PartInfo]:
     return parts
 
 
+def unite_groups(out: Folder, parts: Iterable[PartInfo], val_fraction: float) -> list[PartInfo]:
+    """The parts with every group in one split: one that the source gave to any sample, against the hash, goes for its whole group.
+
+    A part is cut without a look at the others, so only the finished index can tell; parts that already agree are left alone.
+    """
+    table = read_parts(out, columns=["shard", "group", "split"])
+    found = table.group_by(["shard", "group", "split"]).aggregate([]).to_pylist()
+    given = {row["group"]: row["split"] for row in found if row["split"] != split_of(row["group"], val_fraction)}
+    parted = {row["shard"] for row in found if given.get(row["group"], row["split"]) != row["split"]}
+    return [_with_splits(out, part, given) if part["shard"] in parted else part for part in parts]
+
+
+def _with_splits(out: Folder, part: PartInfo, given: Mapping[str, str]) -> PartInfo:
+    rows: list[Row] = pyarrow.parquet.read_table(io.BytesIO(out.read_bytes(part["path"]))).to_pylist()
+    return write_part(part["shard"], [{**row, "split": given.get(str(row["group"]), row["split"])} for row in rows], out)
+
+
 def finish_index(out: Folder, parts: Iterable[PartInfo], recipe: IndexRecipe) -> Counts:
-    """Write the manifest and `clips.json`. Raises QuarantineLimit where too much is bad."""
-    parts = sorted(parts, key=lambda part: part["shard"])
+    """Settle the splits, write the manifest and `clips.json`. Raises QuarantineLimit where too much is bad."""
+    parts = sorted(unite_groups(out, parts, recipe.val_fraction), key=lambda part: part["shard"])
     kept, filtered, bad = (sum(part[name] for part in parts) for name in _DECISIONS)
     counts = Counts(input=kept + filtered + bad, written=kept, filtered=filtered, quarantined=bad)
     if bad > recipe.max_bad_fraction * counts.input:

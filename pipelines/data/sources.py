@@ -171,7 +171,10 @@ class CsvRow:
 
 
 def read_csv(url: str, split_csv: str | None = None) -> list[CsvRow]:
-    """Rows in WebVid's columns. Only `videoid` is required; raises DataError on a missing column, a repeated id or an unknown split."""
+    """Rows in WebVid's columns. Only `videoid` is required.
+
+    Raises DataError on a missing column, a repeated id, an unknown split, or two splits in one group.
+    """
     splits = {row["videoid"]: row["split"] for row in _rows(split_csv, ("videoid", "split"))} if split_csv else {}
     rows = []
     for row in _rows(url, ("videoid",)):
@@ -184,6 +187,13 @@ def read_csv(url: str, split_csv: str | None = None) -> list[CsvRow]:
     repeated = [video for video, times in Counter(row.video for row in rows).items() if times > 1]
     if repeated:
         raise DataError(f"{url}: {len(repeated)} videoids stand there more than once, first {repeated[0]!r}; ids must be unique")
+    given: dict[str, str] = {}
+    for found in rows:
+        if found.split is not None and given.setdefault(found.group, found.split) != found.split:
+            raise DataError(
+                f"{split_csv or url}: group {found.group!r} has videos in {' and in '.join(SPLITS)}, video {found.video} among them; "
+                "give a whole group one split"
+            )
     return rows
 
 

@@ -1,15 +1,17 @@
 """Captions, groups and splits of tar samples; a part on S3 is the same as one on disk."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 from tests.pipelines.data.videos import encode, moving
 
+from kinetok.infra.artifact import MANIFEST
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import read_parts
-from kinetok.pipelines.data.clip_parts import MAX_CAPTION, cut_shard, finished_parts, split_of
-from kinetok.pipelines.data.recipe import CutRecipe
+from kinetok.pipelines.data.clip_parts import MAX_CAPTION, cut_shard, finish_index, finished_parts, split_of, write_part
+from kinetok.pipelines.data.recipe import CutRecipe, IndexRecipe
 from kinetok.pipelines.data.sources import SourcePlan, list_source, write_plan
 from kinetok.pipelines.data.tars import TarWriter
 
@@ -64,3 +66,24 @@ def test_split_is_a_stable_share_of_groups() -> None:
     assert 0.17 < splits.count("val") / 2000 < 0.23
     assert all(split_of(f"group {i}", 0.5) == "val" for i in range(2000) if splits[i] == "val")
     assert {split_of(f"{i}", 0.0) for i in range(100)} == {"train"}
+
+
+def test_a_split_that_the_source_gives_goes_for_the_group_in_every_part(tmp_path: Path) -> None:
+    recipe = IndexRecipe(fps=8, frames=5, height=16, width=16, val_fraction=0.5)
+    hashed = {f"g{i}": split_of(f"g{i}", 0.5) for i in range(12)}
+    assert set(hashed.values()) == {"train", "val"}
+    other = {"train": "val", "val": "train"}
+    out, given = Folder(str(tmp_path)), {group: other[split] for group, split in list(hashed.items())[:5]}
+    for shard, splits in enumerate((hashed, given)):
+        rows = [{"id": f"{shard}/{g}", "shard": shard, "group": g, "split": split, "decision": "kept"} for g, split in splits.items()]
+        write_part(shard, rows, out)
+    before = finished_parts(out)
+    finish_index(out, before.values(), recipe)
+    found = read_parts(out).to_pylist()
+    assert [row["id"] for row in found] == [*(f"0/{g}" for g in hashed), *(f"1/{g}" for g in given)]
+    assert all(row["split"] == (hashed | given)[row["group"]] for row in found)
+    after = finished_parts(out)
+    assert before[0] != after[0] and before[1] == after[1]
+    assert [json.loads(line)["sha256"] for line in out.read_text(MANIFEST).splitlines()] == [after[0]["sha256"], after[1]["sha256"]]
+    finish_index(out, after.values(), recipe)
+    assert finished_parts(out) == after

@@ -132,6 +132,7 @@ def test_folder_with_webvid_csv(tmp_path: Path) -> None:
         ("id,name\n1,x\n", "no column 'videoid'; it has id, name"),
         ("videoid,name\n1,x\n1,y\n", "more than once, first '1'"),
         ("videoid,split\n1,test\n", "video 1 has the split 'test'; use one of train, val"),
+        ("videoid,group,split\n1,g,val\n2,h,val\n3,g,train\n", "group 'g' has videos in train and in val, video 3 among them"),
         ("", "no column 'videoid'; it has nothing"),
     ],
 )
