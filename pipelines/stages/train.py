@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from kinetok.infra.artifact import Artifact
-from kinetok.infra.errors import ConfigError
+from kinetok.infra.errors import ConfigError, ContractError
 from kinetok.infra.fit import FitConfig, accumulation, fit
 from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.stages.clips import Clips
@@ -63,7 +63,7 @@ class Train(Stage, FitConfig):
 
         lower, features = ctx.optional("lower"), ctx.optional("features")
         if features is not None:
-            _require_contract(features, lower)
+            _require_contract(features, lower, ctx.input("data"))
         feed = partial(ClipFeed, ctx.input("data"), seed=self.seed, features=features, loaders=ctx.resources.loaders)
         metrics = fit(
             partial(build_trainable, self.model, self.objective, lower),
@@ -100,11 +100,15 @@ def _open(lower: Artifact | None) -> "Tokenizer | None":
     return None if lower is None else open_model(model_folder(lower))
 
 
-def _require_contract(features: Artifact, lower: Artifact | None) -> None:
-    """Refuse features that another model wrote (contract 3)."""
+def _require_contract(features: Artifact, lower: Artifact | None, clips: Artifact) -> None:
+    """Refuse features that another model wrote, or of other clips: ids may be the same where the pixels are not (contract 3)."""
     from kinetok.pipelines.data.token_shards import TokenShards, require_spec
 
     model = _open(lower)
     if model is None:
         raise ConfigError(f"features: {_FEATURES_ALONE}")
     require_spec(TokenShards.open(features).spec, model.spec())
+    if [info.digest for info in features.record.inputs.get("data", ())] != [clips.digest]:
+        raise ContractError(
+            f"{features.name} was not made of {clips.name}-{clips.key} as it is now: encode these clips, or leave features out"
+        )

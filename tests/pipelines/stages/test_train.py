@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kinetok.infra.errors import ConfigError, ContractError
 from kinetok.infra.fit import TURN
 from kinetok.infra.job import parse_job
 from kinetok.infra.metrics_log import read_metrics
+from kinetok.infra.plan import input_info
 from kinetok.infra.stage import Resources, StageContext, StageResult
 from kinetok.infra.storage import Folder
 from kinetok.infra.training import Loop, Work
@@ -89,11 +91,12 @@ def cached(clips: Artifact, base: Artifact, finish: Finish) -> Artifact:
         for place, row in enumerate(rows):
             video = torch.from_numpy(index.read_clip(int(row))).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
             with torch.no_grad():
-                made = model.growth_features(video)
-            tensors = {"full": made.full_BDthw[0].contiguous(), "key": made.key_BDthw[0].contiguous()}
+                rates = model.growth_features(video)
+            tensors = {"full": rates.full_BDthw[0].contiguous(), "key": rates.key_BDthw[0].contiguous()}
             samples.append(Sample(place, save(tensors), {"id": index.rows["id"][int(row)].as_py(), "split": "train"}))
         write_shard(out, shard, samples, [])
-    return finish(out, "encode", Counts())
+    made = finish(out, "encode", Counts())
+    return replace(made, record=made.record.model_copy(update={"inputs": {"data": (input_info(clips),)}}))
 
 
 @pytest.mark.ray
@@ -121,11 +124,14 @@ def test_cached_features_give_the_same_losses(in_process: None, make_clips: Any,
     torch.testing.assert_close(frozen, load_file(base.folder.local / "model" / "model.safetensors"), rtol=0, atol=0)
 
 
-def test_features_of_another_model_are_refused(make_clips: Any, finish: Finish, tmp_path: Path) -> None:
+def test_features_of_another_model_or_other_clips_are_refused(make_clips: Any, finish: Finish, tmp_path: Path) -> None:
     clips, base = make_clips(3, val=(1,)), untrained(Folder(str(tmp_path / "base")), finish)
     features = cached(clips, base, finish)
     with pytest.raises(ConfigError, match="name it as lower"):
         run(BASE | {"features": "trunk"}, Folder(str(tmp_path / "out")), data=clips, features=features)
+    changed = replace(clips, record=clips.record.model_copy(update={"digest": "1" * 64}))
+    with pytest.raises(ContractError, match="encode was not made of clips-0000000000000000 as it is now"):
+        run(GROWN | {"features": "trunk"}, Folder(str(tmp_path / "out")), data=changed, lower=base, features=features)
     spec = features.folder.read_text(SPEC_FILE)
     features.folder.write_text(SPEC_FILE, spec.replace(open_model(base.folder / "model").spec().weights, "0" * 64))
     with pytest.raises(ContractError, match="weights"):
