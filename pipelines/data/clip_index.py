@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet
 from numpy.typing import NDArray
@@ -102,6 +103,11 @@ class ClipIndex:
 
     def __len__(self) -> int:
         return int(self.rows.num_rows)
+
+    @property
+    def splits(self) -> set[str]:
+        """The splits that have clips."""
+        return set(pc.unique(self.rows["split"]).to_pylist())
 
     @property
     def recipe(self) -> "DecodeRecipe":

@@ -32,7 +32,7 @@ class Train(Stage, FitConfig):
     uses_ray: ClassVar[bool] = True
     scales_with: ClassVar[tuple[str, ...]] = ("steps", "global_batch")
     data: Annotated[Ref, Produces("clips")]
-    """The clips to train on; their `val` split is what is evaluated."""
+    """The clips to train on; their `val` split is what is evaluated; nothing is where it is empty."""
     features: Annotated[Ref, Produces("encode")] | None = None
     """Trunk features of the lower model; None computes them in every step."""
     lower: Annotated[Ref, Produces("train", "model")] | None = None
@@ -59,6 +59,7 @@ class Train(Stage, FitConfig):
 
     def run(self, ctx: StageContext) -> StageResult:
         """Train, or continue where an earlier attempt was killed."""
+        from kinetok.pipelines.data.clip_index import ClipIndex
         from kinetok.pipelines.data.feed import ClipFeed
 
         lower, features = ctx.optional("lower"), ctx.optional("features")
@@ -68,7 +69,7 @@ class Train(Stage, FitConfig):
         metrics = fit(
             partial(build_trainable, self.model, self.objective, lower),
             feed(split="train"),
-            feed(split="val"),
+            feed(split="val") if "val" in ClipIndex.open(ctx.input("data")).splits else None,
             FitConfig.model_validate(self.model_dump(include=set(FitConfig.model_fields))),
             out=ctx.out,
             resources=ctx.resources,

@@ -124,6 +124,14 @@ def test_cached_features_give_the_same_losses(in_process: None, make_clips: Any,
     torch.testing.assert_close(frozen, load_file(base.folder.local / "model" / "model.safetensors"), rtol=0, atol=0)
 
 
+def test_clips_without_a_val_split_train_without_evaluation(in_process: None, make_clips: Any, tmp_path: Path) -> None:
+    out = Folder(str(tmp_path / "out"))
+    run(BASE | {"steps": 1}, out, data=make_clips(4))
+    (line,) = read_metrics(out)
+    assert "train/l1" in line and not [name for name in line if name.startswith("val/")]
+    assert out.exists("model/config.json")
+
+
 def test_features_of_another_model_or_other_clips_are_refused(make_clips: Any, finish: Finish, tmp_path: Path) -> None:
     clips, base = make_clips(3, val=(1,)), untrained(Folder(str(tmp_path / "base")), finish)
     features = cached(clips, base, finish)
