@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar, Literal
 
+from kinetok.infra.errors import StoreError
 from kinetok.infra.fingerprint import Plain
 from kinetok.infra.stage import Stage, StageContext, StageResult
 
@@ -29,6 +30,7 @@ class Model(Stage):
         return {"config": model.config.model_dump(mode="json"), "weights": model.spec().weights}
 
     def run(self, ctx: StageContext) -> StageResult:
+        """Copy the model. Raises StoreError where it is not the one that was planned with."""
         from kinetok.pipelines.models import load
 
         model = load(self.where)
@@ -36,4 +38,6 @@ class Model(Stage):
             model.save_pretrained(copy)
             for path in [path for path in Path(copy).rglob("*") if path.is_file()]:
                 ctx.out.put_file(path, f"model/{path.relative_to(copy)}")
+        if self.key({}) != ctx.key:
+            raise StoreError(f"{self.where} became another model while this run was under way; run again to take that one")
         return StageResult({"parameters": float(sum(parameter.numel() for parameter in model.parameters()))})
