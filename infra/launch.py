@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinetok.infra.errors import ConfigError, KinetokError, TrainingError
+from kinetok.infra.errors import ConfigError, KinetokError, StoreError, TrainingError
 from kinetok.infra.fit import ATTEMPTS, RUNS, outcome_name
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
@@ -152,6 +152,9 @@ def _worker(config: dict[str, "Work"]) -> None:
     except Agreed as error:
         _write_error(work, error.cause)
         return
+    except StoreError:
+        # The store may answer again: as with a lost machine, the group is restarted from the last checkpoint.
+        raise
     except KinetokError as error:
         _write_error(work, error)
         raise

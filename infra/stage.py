@@ -60,7 +60,7 @@ class Resources(Config):
     zero: Annotated[StrictInt, Field(ge=0, le=3)] = 0
     """DeepSpeed ZeRO stage of training."""
     max_failures: Annotated[StrictInt, Field(ge=0)] = 2
-    """Lost workers that a training run survives."""
+    """Restarts that a training run survives: workers that were lost, or could not reach the store."""
 
 
 class Progress(Protocol):

@@ -5,12 +5,15 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from kinetok.infra import launch
-from kinetok.infra.errors import ConfigError
+from kinetok.infra import launch, training
+from kinetok.infra.errors import ConfigError, DataError, StoreError
+from kinetok.infra.fit import outcome_name
 from kinetok.infra.stage import Resources
+from kinetok.infra.storage import Folder
 
 
 @pytest.mark.ray
@@ -20,6 +23,24 @@ def test_a_second_start_joins_the_first(ray_cluster: None) -> None:
     before = ray.get_runtime_context().gcs_address
     launch.start_ray()
     assert ray.get_runtime_context().gcs_address == before
+
+
+@pytest.mark.parametrize(
+    ("error", "recorded"),
+    [(StoreError("no answer"), False), (DataError("bad clip"), True), (RuntimeError("lost"), False)],
+)
+def test_only_an_error_that_would_come_again_ends_the_turn(
+    error: Exception, recorded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(work: object, session: object) -> None:
+        raise error
+
+    work = SimpleNamespace(out=Folder(str(tmp_path)), turn="0001-a", start=None)
+    monkeypatch.setattr(training, "Loop", fail)
+    monkeypatch.setattr(launch, "RaySession", lambda start: None)
+    with pytest.raises(type(error)):
+        launch._worker({"work": work})  # type: ignore[dict-item]
+    assert work.out.exists(outcome_name("0001-a")) == recorded
 
 
 @pytest.mark.ray
