@@ -147,8 +147,9 @@ class _Planner:
         identity = stage.identity({field_name: self._keys(names) for field_name, names in inputs.items()})
         key = fingerprint(identity)
         found = self.store.get(stage.kind, name, key)
-        folder = found.folder if found else self.store.folder(stage.kind, name, key)
         forced = found is not None and name in self.forced
+        # Built again under its own name: the folder of another name that holds the same stays what its record says.
+        folder = found.folder if found and not forced else self.store.folder(stage.kind, name, key)
         artifact = None if forced else found
         reason, changes = ("", ()) if artifact else ("forced", ()) if forced else self._why(name, stage, identity, folder)
         step = Step(name, stage, key, identity, inputs, self.job.resources[name], folder, artifact, reason, changes, forced=forced)

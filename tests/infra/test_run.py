@@ -170,6 +170,18 @@ def test_force_builds_again_from_nothing(toys: ModuleType, tmp_path: Path) -> No
     assert statuses(go(toys, tmp_path)[0]) == dict.fromkeys(ALL, "cached")
 
 
+def test_force_leaves_the_artifact_of_another_name_alone(toys: ModuleType, tmp_path: Path) -> None:
+    go(toys, tmp_path)
+    raw, store = toys.raw_job(tmp_path), Store(Folder(str(tmp_path)))
+    raw["stages"]["renamed"] = raw["stages"].pop("few")
+    raw["stages"]["total"]["numbers"] = raw["stages"]["last"]["numbers"] = "renamed"
+    before = store.find("few")
+    state = run(toys.parse_job(raw, toys.CATALOG), store, Selection(only=("renamed",), force=True), console=Console(file=StringIO()))
+    assert state.succeeded and store.find("few").record == before.record
+    made = store.find("renamed")
+    assert made.folder.local.name == f"renamed-{before.key}" and made.digest == before.digest
+
+
 def test_what_was_made_of_an_input_that_came_out_otherwise_is_refused(toys: ModuleType, tmp_path: Path) -> None:
     go(toys, tmp_path)
     toys.hooks["few"] = lambda ctx: ctx.out.write_text("extra.txt", "other")
