@@ -16,7 +16,10 @@ class Model(Stage):
     kind: Literal["model"] = "model"
     version: ClassVar[int] = 1
     where: str
-    """What `kinetok.load` takes: a folder, an artifact of the store, or `models:/name@alias`."""
+    """What `kinetok.load` takes: a folder (of an artifact too), `models:/name@alias`, or the name of an artifact.
+
+    Names are looked up in $KINETOK_STORE, else `./work`, also where the job has another store: name the folder then.
+    """
 
     def literals(self) -> dict[str, Plain]:
         """Nothing: the same weights elsewhere are the same model."""
