@@ -26,7 +26,7 @@ from kinetok.pipelines.stages.scenes import Scenes
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 
 EDGE = 128
-SHARD_CLIPS = 40
+SHARD_CLIPS = 64
 
 
 def make_index(work: Path) -> ClipIndex:

@@ -40,7 +40,7 @@ from kinetok.pipelines.data.sources import read_range
 from kinetok.pipelines.data.token_shards import BadSample, Line, Sample, stored, write_shard
 from kinetok.tokenizers.base import DecodeRecipe, LowerStage, Tokenizer
 
-UNIT_BYTES = 16 << 20
+UNIT_BYTES = 48 << 20
 """Pixels of one decode task: large against the 25 ms that a block costs, small against memory."""
 WRITES = 2
 """Shards being written at a time."""
