@@ -107,7 +107,8 @@ def unite_groups(out: Folder, parts: Iterable[PartInfo], val_fraction: float) ->
     A part is cut without a look at the others, so only the finished index can tell; parts that already agree are left alone.
     """
     table = read_parts(out, columns=["shard", "group", "split"])
-    found = table.group_by(["shard", "group", "split"]).aggregate([]).to_pylist()
+    rows = table.group_by(["shard", "group", "split"]).aggregate([]).to_pylist()
+    found = [row for row in rows if row["split"] is not None]  # a bad sample has neither group nor split
     given = {row["group"]: row["split"] for row in found if row["split"] != split_of(row["group"], val_fraction)}
     parted = {row["shard"] for row in found if given.get(row["group"], row["split"]) != row["split"]}
     return [_with_splits(out, part, given) if part["shard"] in parted else part for part in parts]
