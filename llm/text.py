@@ -1,0 +1,102 @@
+"""`TextEncoder`: captions to the embeddings that a video generator attends to.
+
+T5 (arXiv 1910.10683; mT5, uMT5 and ByT5 as well) and CLIP (arXiv 2103.00020) come through transformers, by folder or hub id. For runs
+without a network there is an "untrained" encoder: a tiny T5 with random weights of a fixed seed that reads bytes. It tells captions
+apart, it does not understand them; wherever it is used it is called by that name. There is no null text: a generator takes an empty mask
+for that. Not covered: training an encoder, pooled embeddings, decoder-only language models.
+
+Legend: B captions, L text tokens, E text width.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from kinetok.tokenizers.base import Config, Count, weights_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+UNTRAINED: Final = "untrained"
+MODEL_TYPES = {"t5": ("t5", "mt5", "umt5"), "clip": ("clip", "clip_text_model")}
+"""`model_type` of a transformers configuration, for each encoder."""
+UNTRAINED_SEED = 0
+
+
+class TextConfig(Config):
+    """Which text encoder, and how much of a caption it reads."""
+
+    encoder: Literal["untrained", "t5", "clip"] = UNTRAINED
+    path: str | None = None
+    """Folder or hub id of a t5 or clip encoder; None for the untrained one."""
+    max_tokens: Count = 77
+    """Tokens of a caption; longer ones are cut, shorter ones padded under the mask."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.path is None) != (self.encoder == UNTRAINED):
+            raise ValueError(f"path: needed by t5 and clip, and by no other encoder; encoder is {self.encoder}, path is {self.path}")
+        return self
+
+
+class TextEncoder:
+    """A frozen text encoder with its tokenizer, on the CPU until `to` moves it."""
+
+    def __init__(self, config: TextConfig) -> None:
+        """Load what `config` names; ValueError where it is not of that family or does not read that many tokens."""
+        self.config = config
+        self.tokenizer, self.model = _untrained() if config.path is None else _pretrained(config, config.path)
+        self.model.train(False).requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        """Numbers of one embedding, E."""
+        width: int = self.model.config.hidden_size
+        return width
+
+    def to(self, device: torch.device) -> Self:
+        """Move the encoder; its answers stay there."""
+        self.model.to(device)  # type: ignore[arg-type]  # its wrapper forgets self
+        return self
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, max_tokens, E), float32 and zero under the mask, and the mask (B, max_tokens), true where there is a token."""
+        read = self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.config.max_tokens, return_tensors="pt"
+        ).to(self.model.device)
+        mask_BL = read["attention_mask"].bool()
+        text_BLE = self.model(input_ids=read["input_ids"], attention_mask=read["attention_mask"]).last_hidden_state.float()
+        return text_BLE.masked_fill(~mask_BL[..., None], 0.0), mask_BL
+
+    def digest(self) -> str:
+        """sha256 over the encoder's weights."""
+        return weights_digest(self.model)
+
+
+def _untrained() -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+    """A T5 of a fixed seed over bytes; needs no file."""
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    tokenizer = ByT5Tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(UNTRAINED_SEED)
+        return tokenizer, T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4))
+
+
+def _pretrained(config: TextConfig, path: str) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+    """The encoder half of what is saved at `path`; weights are read from safetensors alone, never unpickled."""
+    from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
+
+    found = AutoConfig.from_pretrained(path)
+    if found.model_type not in MODEL_TYPES[config.encoder]:
+        raise ValueError(f"{path} is a {found.model_type} model, not {config.encoder}: name another path or encoder")
+    family = CLIPTextModel if config.encoder == "clip" else AutoModelForTextEncoding
+    model = family.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
+    positions = getattr(model.config, "max_position_embeddings", config.max_tokens)
+    if config.max_tokens > positions:
+        raise ValueError(f"max_tokens: {path} reads {positions} tokens at most, {config.max_tokens} are asked for")
+    return AutoTokenizer.from_pretrained(path), model
