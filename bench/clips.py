@@ -69,10 +69,11 @@ def make_encoding(index: ClipIndex, work: Path) -> Encoding:
     return Encoding(partial(open_model, Folder(str(work / "model"))), "tokens", "bf16", index.recipe, resources)
 
 
-def steady_rate(counts: Iterable[int]) -> float:
-    """Samples per second of a stream of counts, from the first one's arrival on: start-up is not part of it."""
+def steady_rate(counts: Iterable[int], *, warm: int) -> float:
+    """Samples per second of a stream of counts, once `warm` samples have arrived: start-up is not part of it."""
     stream = iter(counts)
-    next(stream)
+    while warm > 0:
+        warm -= next(stream)
     began, done = time.perf_counter(), 0
     for count in stream:
         done += count

@@ -18,7 +18,8 @@ from kinetok.infra.launch import start_ray
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.encoding import encode_shards
 
-CLIPS = 160
+CLIPS = 320
+"""Enough to fill the pipeline: before that, what is measured is how far it is filled."""
 INTERVAL_SECONDS = 0.2
 
 

@@ -16,15 +16,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
-from typing import Literal, NamedTuple, cast
+from itertools import groupby, pairwise
+from math import ceil
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 import torch
-from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, ExecutionResources, TaskPoolStrategy
 from ray.exceptions import RayError
 from safetensors.torch import save
@@ -40,7 +40,7 @@ from kinetok.pipelines.data.sources import read_range
 from kinetok.pipelines.data.token_shards import BadSample, Line, Sample, stored, write_shard
 from kinetok.tokenizers.base import DecodeRecipe, LowerStage, Tokenizer
 
-UNIT_BYTES = 48 << 20
+UNIT_BYTES = 32 << 20
 """Pixels of one decode task: large against the 25 ms that a block costs, small against memory."""
 WRITES = 2
 """Shards being written at a time."""
@@ -55,6 +55,9 @@ beyond recognition; a write task's own comes through."""
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ROWS = ("id", "video", "url", "offset", "bytes", "start", "end", "caption", "split")
 _ABOUT = ("id", "video", "start", "end", "caption", "split")
+Status: TypeAlias = dict[str, str | float | None]
+"""Why a clip failed: reason, message and position; all None where it is sound."""
+_SOUND: Status = {"reason": None, "message": None, "position": None}
 _STATUS = [
     ("shard", pa.int64()),
     ("place", pa.int32()),
@@ -64,7 +67,7 @@ _STATUS = [
     ("position", pa.float64()),
     ("decode_seconds", pa.float64()),
 ]
-_DECODED = pa.schema([*_STATUS, ("pixels", pa.large_binary())])
+_DECODED = pa.schema(_STATUS)
 _ENCODED = pa.schema([*_STATUS, ("payload", pa.large_binary()), ("encode_seconds", pa.float64())])
 
 
@@ -109,9 +112,21 @@ class Committed(NamedTuple):
     encode_seconds: float
 
 
-def cut_units(shard: int, rows: NDArray[np.int64], unit_clips: int) -> list[Unit]:
-    """The units of one output shard; its rows are consecutive."""
-    return [Unit(shard, place, int(rows[place]), min(unit_clips, len(rows) - place)) for place in range(0, len(rows), unit_clips)]
+def cut_units(index: ClipIndex, shard: int, unit_clips: int) -> list[Unit]:
+    """The units of one output shard: about equally many clips each, at most `unit_clips`, cut between videos where that allows it.
+
+    The windows of one video are decoded in one pass; a cut among them costs a second one.
+    """
+    rows = index.rows.slice(int(index.shards[shard][0]), len(index.shards[shard]))
+    sources = list(zip(rows["url"].to_pylist(), rows["offset"].to_pylist(), strict=True))
+    even = ceil(len(rows) / ceil(len(rows) / unit_clips))
+    starts = [0]
+    for place in range(1, len(rows)):
+        clips = place - starts[-1]
+        if clips == unit_clips or (clips >= even and sources[place] != sources[place - 1]):
+            starts.append(place)
+    first = int(index.shards[shard][0])
+    return [Unit(shard, place, first + place, end - place) for place, end in pairwise([*starts, len(rows)])]
 
 
 def encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out: Folder) -> Iterator[Committed]:
@@ -136,7 +151,7 @@ def _named_cause(error: BaseException | None) -> KinetokError | None:
 
 
 def _encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out: Folder) -> Iterator[Committed]:
-    units = [unit for shard in due for unit in cut_units(shard, index.shards[shard], encoding.unit_clips)]
+    units = [unit for shard in due for unit in cut_units(index, shard, encoding.unit_clips)]
     blocks: list[ray.ObjectRef[pa.Table]] = []
     writes: list[ray.ObjectRef[Committed]] = []
     for unit, block in zip(units, _block_refs(plan(index, units, encoding)), strict=True):
@@ -178,7 +193,7 @@ def decoded(index: ClipIndex, units: list[Unit], encoding: Encoding, *, reserved
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = source.context
     context.execution_options.preserve_order = True
-    in_flight = (2 * tasks + 4 * encoding.resources.workers + 4) * encoding.unit_bytes
+    in_flight = (2 * tasks + 2 * encoding.resources.workers + 2) * encoding.unit_bytes
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
     context.op_resource_reservation_enabled = True  # without it nothing bounds the bytes between operators
     context.target_max_block_size = None
@@ -209,40 +224,43 @@ def decode_unit(unit: pa.Table, *, rows: "ray.ObjectRef[pa.Table]", recipe: Deco
     began = time.perf_counter()
     work = Unit(**unit.to_pylist()[0])
     clips = ray.get(rows).slice(work.first, work.clips).to_pylist()
-    found: list[Pixels | BadVideo | OSError] = []
+    pixels_BTHWC = np.empty((work.clips, recipe.frames, recipe.height, recipe.width, 3), np.uint8)
+    statuses: list[Status] = []
     for (url, offset, size), windows in groupby(clips, key=lambda clip: (clip["url"], clip["offset"], clip["bytes"])):
-        found += _decode_video(url, offset, size, [clip["start"] for clip in windows], recipe)
+        starts = [clip["start"] for clip in windows]
+        statuses += _decode_video(url, offset, size, starts, recipe, pixels_BTHWC[len(statuses) :])
     seconds = (time.perf_counter() - began) / work.clips
     listed = [
         {
-            **_status(item),
+            **status,
             "shard": work.shard,
             "place": work.place + number,
             "about": json.dumps({name: clip[name] for name in _ABOUT}, ensure_ascii=False),
             "decode_seconds": seconds,
-            "pixels": item.reshape(-1).data if isinstance(item, np.ndarray) else None,
         }
-        for number, (clip, item) in enumerate(zip(clips, found, strict=True))
+        for number, (clip, status) in enumerate(zip(clips, statuses, strict=True))
     ]
-    return pa.Table.from_pylist(listed, schema=_DECODED)
+    # One buffer of fixed-size clips, never copied; the pixels of a clip that failed are noise that nobody reads.
+    pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(pixels_BTHWC[0].nbytes), work.clips, [None, pa.py_buffer(pixels_BTHWC)])
+    return pa.Table.from_pylist(listed, schema=_DECODED).append_column("pixels", pixels)
 
 
-def _decode_video(url: str, offset: int, size: int, starts: list[float], recipe: DecodeRecipe) -> list[Pixels | BadVideo | OSError]:
-    """The windows of one video, and from the first that fails on, the reason instead."""
-    found: list[Pixels | BadVideo | OSError] = []
+def _decode_video(url: str, offset: int, size: int, starts: list[float], recipe: DecodeRecipe, out_BTHWC: Pixels) -> list[Status]:
+    """Decode the windows of one video into `out_BTHWC`; the status of each: sound, and from the first that fails on, the reason."""
+    sound = 0
     try:
-        found.extend(decode_clips(read_range(url, offset, size), starts=starts, **recipe.model_dump()))
+        for clip_THWC in decode_clips(read_range(url, offset, size), starts=starts, **recipe.model_dump()):
+            out_BTHWC[sound] = clip_THWC
+            sound += 1
     except (BadVideo, OSError) as error:
-        found.extend([error] * (len(starts) - len(found)))
-    return found
+        return [_SOUND] * sound + [_failed(error)] * (len(starts) - sound)
+    return [_SOUND] * sound
 
 
-def _status(item: object) -> dict[str, str | float | None]:
-    if isinstance(item, BadVideo):
-        return {"reason": str(item.reason), "message": item.message, "position": item.position}
-    if isinstance(item, OSError):
-        return {"reason": _LOST, "message": str(item), "position": None}
-    return {"reason": None, "message": None, "position": None}
+def _failed(error: BadVideo | OSError) -> Status:
+    if isinstance(error, BadVideo):
+        return {"reason": str(error.reason), "message": error.message, "position": error.position}
+    return {"reason": _LOST, "message": str(error), "position": None}
 
 
 class Encoder:
@@ -258,11 +276,11 @@ class Encoder:
         began = time.perf_counter()
         rows = unit.drop_columns("pixels").to_pylist()
         sound = [number for number, row in enumerate(rows) if row["reason"] is None]
-        size = self.encoding.resources.batch_size
+        size, pixels_BTHWC = self.encoding.resources.batch_size, self._pixels(unit)
         for first in range(0, len(sound), size):
             chosen = sound[first : first + size]
-            for number, payload in zip(chosen, self.encode(self._pixels(unit, chosen)), strict=True):
-                rows[number].update(_status(payload), payload=None if isinstance(payload, BadVideo) else payload)
+            for number, payload in zip(chosen, self.encode(pixels_BTHWC[chosen]), strict=True):
+                rows[number].update(_failed(payload) if isinstance(payload, BadVideo) else {"payload": payload})
         seconds = (time.perf_counter() - began) / max(1, len(rows))
         return pa.Table.from_pylist([{"payload": None, **row, "encode_seconds": seconds} for row in rows], schema=_ENCODED)
 
@@ -282,11 +300,13 @@ class Encoder:
         found = cast(LowerStage, self.model).growth_features(video_BCTHW)
         return {"full": found.full_BDthw, "key": found.key_BDthw}
 
-    def _pixels(self, unit: pa.Table, chosen: list[int]) -> Pixels:
+    def _pixels(self, unit: pa.Table) -> Pixels:
+        """A view of the pixels of all clips of the unit."""
         recipe = self.encoding.recipe
-        column = unit["pixels"]
-        flat = np.stack([np.frombuffer(column[number].as_buffer(), np.uint8) for number in chosen])
-        return flat.reshape(len(chosen), recipe.frames, recipe.height, recipe.width, 3)
+        (column,) = unit["pixels"].chunks
+        start = column.offset * column.type.byte_width
+        flat = np.frombuffer(column.buffers()[1], np.uint8, len(column) * column.type.byte_width, start)
+        return flat.reshape(len(column), recipe.frames, recipe.height, recipe.width, 3)
 
 
 def _payload(tensors: dict[str, Tensor]) -> bytes | BadVideo:

@@ -1,6 +1,6 @@
-"""A tokenizer of a few numbers for tests of `encode`, which can kill itself or another process at a chosen forward pass.
+"""A tokenizer of a few numbers for tests of `encode`, which can kill itself at a chosen forward pass.
 
-Run as a script it is the driver of one `encode`: `tiny.py CLIPS OUT MARKER` kills its own driver half-way.
+Run as a script it is the driver of one `encode`: `tiny.py CLIPS OUT` kills itself when it hears of the first committed shard.
 """
 
 import os
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kinetok.infra.artifact import Artifact, Store
-from kinetok.infra.stage import Resources, StageContext, StageResult
+from kinetok.infra.stage import Progress, Resources, StageContext, StageResult
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.encoding import Encoding
@@ -59,38 +59,46 @@ class Tiny(Tokenizer):
 
 
 class Fault:
-    """SIGKILL `victim` (None: this very process) at forward pass number `at`, counted over all processes by files in `folder`."""
+    """SIGKILL this very process at forward pass number `at`, counted over all processes by files in `folder`."""
 
-    def __init__(self, folder: Path, at: int, victim: int | None = None) -> None:
-        self.folder, self.at, self.victim = folder, at, victim
+    def __init__(self, folder: Path, at: int) -> None:
+        self.folder, self.at = folder, at
 
     def __call__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         count = len(list(self.folder.iterdir()))
         (self.folder / f"{count:04d}").touch()
         if count == self.at:
-            os.kill(self.victim or os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def silent(**_: object) -> None:
     pass
 
 
-def run_encode(clips: Artifact, out: Path, *, fault: Fault | None = None, bad: float = 0.5, **changes: object) -> StageResult:
+def deadly(*, done: int, **_: object) -> None:
+    """Progress that ends its process once anything is done."""
+    if done:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_encode(
+    clips: Artifact, out: Path, *, fault: Fault | None = None, bad: float = 0.5, progress: Progress = silent, **changes: object
+) -> StageResult:
     """One attempt of `encode` with the tiny model."""
     index = ClipIndex.open(clips)
     resources = Resources(workers=1, cpus=1, batch_size=2)
     options: dict[str, object] = {"content": "tokens", "dtype": "fp32", "recipe": index.recipe, "resources": resources, **changes}
     encoding = Encoding(partial(Tiny, fault), **options)  # type: ignore[arg-type]
-    ctx = StageContext("tokens", "0" * 16, {"data": clips}, Folder(str(out)), resources, silent, threading.Event())
+    ctx = StageContext("tokens", "0" * 16, {"data": clips}, Folder(str(out)), resources, progress, threading.Event())
     return encode(ctx, index, encoding, bad)
 
 
 if __name__ == "__main__":
     from kinetok.infra.launch import start_ray
 
-    folder, target, marker = sys.argv[1:]
+    folder, target = sys.argv[1:]
     found = Store(Folder(str(Path(folder).parent))).read(Folder(folder))
     assert found is not None
     start_ray(cpus=2)
-    run_encode(found, Path(target), fault=Fault(Path(marker), at=5, victim=os.getpid()))
+    run_encode(found, Path(target), progress=deadly)
