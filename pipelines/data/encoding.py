@@ -1,6 +1,6 @@
 """The Ray Data plan behind `encode`: decode tasks -> model actors -> one small write task per finished shard.
 
-A unit is a run of clips of one output shard, cut at whole micro-batches and at most `UNIT_BYTES` of pixels. One unit is one block in
+A unit is a run of clips of one output shard, at most `UNIT_BYTES` of pixels, cut between videos (`cut_units`). One unit is one block in
 every operator (block sizing is off), and order is preserved, so the driver knows which shard a block belongs to by counting: it passes
 block references to `commit_shard` and never holds pixels or tokens. The same units and micro-batches are cut on every run, hence a
 resumed run writes the same bytes. Bytes in flight are bounded by a limit on the object store that grows with the workers, not the data.
@@ -41,7 +41,7 @@ from kinetok.pipelines.data.token_shards import BadSample, Line, Sample, stored,
 from kinetok.tokenizers.base import DecodeRecipe, LowerStage, Tokenizer
 
 UNIT_BYTES = 32 << 20
-"""Pixels of one decode task: large against the 25 ms that a block costs, small against memory."""
+"""Pixels of one decode task: large against the 15 ms that a block costs, small against memory."""
 WRITES = 2
 """Shards being written at a time."""
 WORKER_BYTES = 512 << 20
