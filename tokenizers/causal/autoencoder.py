@@ -131,6 +131,7 @@ class CausalTokenizer(Rung):
 
     config_class = CausalConfig
     config: CausalConfig
+    heads: LatentHeads
 
     def __init__(self, config: CausalConfig) -> None:
         super().__init__()

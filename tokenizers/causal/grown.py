@@ -1,18 +1,21 @@
 """A grown rung: twice the temporal compression of the frozen rung below it (ProMAG, arXiv 2501.05442, section 3 and its figure).
 
     full = E_k(x)       key = E_k(every 2nd frame of x)        frozen, the same weights
-    r = E_k_2k(AdaNorm(full; pooled key))                      residual blocks, then temporal downsampling
-    u = key + r  ->  head  ->  latent  ->  head  ->  D_k_2k    residual blocks, then temporal upsampling
+    r = E_k_2k(AdaNorm(full; key))                             residual blocks, then temporal downsampling
+    u = key (+) r  ->  head  ->  latent  ->  head  ->  D_k_2k  residual blocks, then temporal upsampling
     video = D_k(...)                                           frozen; passes gradient to its input
 
-Only the modulation, both heads, E_k_2k and D_k_2k are trained. Growing works on any `Rung`, a grown one included. Readings
-where the paper is silent: the modulation is a scale and a shift from the key features pooled over each frame; "+" is a sum.
+Only the modulation, the mixing, both heads, E_k_2k and D_k_2k are trained. Growing works on any `Rung`, a grown one included. What
+"(+)" and AdaNorm are the paper leaves open, so `GrownConfig` offers the readings; its defaults are a sum, and a scale and a shift
+from the key features pooled over each frame.
 
-Step-0 identity. With r = 0, the heads copied from the rung below, D's residual blocks the identity and its upsampling initialised
-to duplication, the untrained model encodes a video to the lower rung's latents of its every second frame, and decodes them as the
-lower decoder trunk applied to the lower head's output with every step but the first standing twice (`repeat_frames`).
+Step-0 identity, for every mode that has a key path. Where (+) is a sum or starts as one (`concat`) r starts at zero, and where key
+and residual stay apart (`dual`) the decoder starts deaf to the residual; the heads are copied from the rung below, D's residual
+blocks start as the identity and its upsampling as duplication. So the untrained model encodes a video to the lower rung's latents
+of its every second frame (in the first half of the channels, for `dual`), and decodes them as the lower decoder trunk applied to
+the lower head's output with every step but the first standing twice (`repeat_frames`).
 
-Not covered: mixing by concatenation or dual latents, unfreezing the decoder, layer-wise tiling.
+Not covered: training any part of the rung below (its weights are the identity of cached features and are hashed around training).
 
 Legend: B clips, C pixel channels, T H W frames, rows, columns, D trunk width, t h w positions at the lower rung's rate, s steps of
 this rung (t = 2s - 1).
@@ -26,10 +29,12 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from kinetok.tokenizers.base import Count, GrowthFeatures, ModelConfig, Tokenizer
-from kinetok.tokenizers.causal.layers import CausalConv3d, FrameNorm, ResBlock, Upsample, repeat_frames, zero_
+from kinetok.tokenizers.causal.layers import CausalConv3d, FrameNorm, NormKind, ResBlock, Upsample, pick_latest_, repeat_frames, zero_
+from kinetok.tokenizers.causal.posterior import DualHeads, Heads, LatentHeads
 from kinetok.tokenizers.causal.rung import Rung
 
 LOWER_FOLDER = "lower"
@@ -44,40 +49,76 @@ class GrownConfig(ModelConfig):
     """Residual blocks on the encoder's side, and as many on the decoder's."""
     groups: Count = 32
     """Normalisation groups; must divide the trunk width."""
+    norm: NormKind = "rms"
+    """As in `CausalConfig`; `group` is for the ablation."""
+    mix: Literal["add", "concat", "dual"] = "add"
+    """u = key + r; a trained 1x1x1 projection of [key; r] back to the trunk width, which starts as the sum; or [key; r] itself with
+    a head for each, so that the latent [z_key; z_res] has twice the channels of the rung below and its halves can be told apart."""
+    ada: Literal["scale", "scale_shift", "none"] = "scale_shift"
+    """What the key features do to the normalised full-rate features; `none` leaves a plain residual."""
+    cond: Literal["pooled_per_frame", "spatial"] = "pooled_per_frame"
+    """Whether AdaNorm sees the key features pooled over each frame, or those at each position."""
+    key: bool = True
+    """False is an ablation: u = r alone. With `ada: none` the key features are not used at all."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.key and self.mix != "add":
+            raise ValueError(f"key: without the key path there is nothing to {self.mix}; leave mix at add")
+        return self
 
 
 class AdaNorm(nn.Module):
-    """Normalise the full-rate features, then scale and shift each frame by what its key frame pools to; starts as the plain norm."""
-
-    def __init__(self, width: int, groups: int) -> None:
-        super().__init__()
-        self.norm = FrameNorm(width, groups, affine=False)
-        self.modulation = nn.Linear(width, 2 * width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-
-    def forward(self, full_BDthw: Tensor, key_BDshw: Tensor) -> Tensor:
-        pooled_BDs11 = key_BDshw.mean((3, 4), keepdim=True)
-        # Two fine steps share the key step that ends with them: r reaches step s only with fine steps <= 2s, so nothing leaks back.
-        pooled_BtD = repeat_frames(pooled_BDs11).flatten(2).transpose(1, 2)
-        scale_BDt, shift_BDt = self.modulation(pooled_BtD).transpose(1, 2).chunk(2, dim=1)
-        modulated_BDthw: Tensor = self.norm(full_BDthw) * (1 + scale_BDt[..., None, None]) + shift_BDt[..., None, None]
-        return modulated_BDthw
-
-
-class MixingEncoder(nn.Module):
-    """E_k_2k: cross-level feature mixing, u = key + downsample(blocks(AdaNorm(full; key))); the sum starts as `key` alone."""
+    """Normalise the full-rate features, then modulate them by what their key step holds; starts as the plain norm."""
 
     def __init__(self, width: int, config: GrownConfig) -> None:
         super().__init__()
-        self.modulate = AdaNorm(width, config.groups)
-        self.blocks = nn.Sequential(*(ResBlock(width, config.groups) for _ in range(config.blocks)))
+        self.norm = FrameNorm(width, config.groups, config.norm, affine=False)
+        self.pooled = config.cond == "pooled_per_frame"
+        self.modulation: nn.Linear | None = None
+        if config.ada != "none":
+            self.modulation = nn.Linear(width, width if config.ada == "scale" else 2 * width)
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, full_BDthw: Tensor, key_BDshw: Tensor) -> Tensor:
+        normal_BDthw: Tensor = self.norm(full_BDthw)
+        if self.modulation is None:
+            return normal_BDthw
+        condition_BDshw = key_BDshw.mean((3, 4), keepdim=True) if self.pooled else key_BDshw
+        modulation_BDshw = self.modulation(condition_BDshw.movedim(1, -1)).movedim(-1, 1)
+        # Two fine steps share the key step that ends with them: r reaches step s only with fine steps <= 2s, so nothing leaks back.
+        scale_BDthw, *shift_BDthw = torch.split(repeat_frames(modulation_BDshw), full_BDthw.shape[1], dim=1)
+        scaled_BDthw = normal_BDthw * (1 + scale_BDthw)
+        return scaled_BDthw + shift_BDthw[0] if shift_BDthw else scaled_BDthw
+
+
+class MixingEncoder(nn.Module):
+    """E_k_2k and the cross-level feature mixing: r = downsample(blocks(AdaNorm(full; key))), u = key (+) r."""
+
+    def __init__(self, width: int, config: GrownConfig) -> None:
+        super().__init__()
+        self.mode, self.key = config.mix, config.key
+        self.modulate = AdaNorm(width, config)
+        self.blocks = nn.Sequential(*(ResBlock(width, config.groups, config.norm) for _ in range(config.blocks)))
         self.down = CausalConv3d(width, width, stride=(2, 1, 1))
-        zero_(self.down)
+        if not self.key:
+            pick_latest_(self.down)  # r carries all there is: it starts as the features of every second step
+        elif self.mode != "dual":
+            zero_(self.down)
+        if self.mode == "concat":
+            self.project = nn.Conv3d(2 * width, width, 1)
+            sum_halves_(self.project)
 
     def forward(self, features: GrowthFeatures) -> Tensor:
-        x_BDthw = self.blocks(self.modulate(features.full_BDthw, features.key_BDthw))
-        return torch.add(features.key_BDthw, self.down(x_BDthw))
+        r_BDshw: Tensor = self.down(self.blocks(self.modulate(features.full_BDthw, features.key_BDthw)))
+        if not self.key:
+            return r_BDshw
+        if self.mode == "add":
+            return torch.add(features.key_BDthw, r_BDshw)
+        both_BEshw = torch.cat([features.key_BDthw, r_BDshw], dim=1)
+        u_BDshw: Tensor = both_BEshw if self.mode == "dual" else self.project(both_BEshw)
+        return u_BDshw
 
 
 class DuplicatingDecoder(nn.Module):
@@ -85,7 +126,7 @@ class DuplicatingDecoder(nn.Module):
 
     def __init__(self, width: int, config: GrownConfig) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(ResBlock(width, config.groups) for _ in range(config.blocks)))
+        self.blocks = nn.Sequential(*(ResBlock(width, config.groups, config.norm) for _ in range(config.blocks)))
         self.up = Upsample(width, width, time=2, space=1)
         duplicate_(self.up.conv)
 
@@ -106,13 +147,14 @@ class GrownTokenizer(Rung):
 
     def __init__(self, config: GrownConfig, lower: Rung) -> None:
         super().__init__()
-        if lower.feature_channels % config.groups:
-            raise ValueError(f"groups: {config.groups} does not divide the trunk width {lower.feature_channels} of the lower stage")
+        for width in (lower.feature_channels, lower.decoder_channels):
+            if width % config.groups:
+                raise ValueError(f"groups: {config.groups} does not divide the trunk width {width} of the lower stage")
         self.config = config
         self._hidden = (lower.requires_grad_(False).eval(),)
         self.mix = MixingEncoder(lower.feature_channels, config)
-        self.heads = copy.deepcopy(lower.heads).requires_grad_(True)
-        self.decoder = DuplicatingDecoder(lower.feature_channels, config)
+        self.heads = grown_heads(lower, config)
+        self.decoder = DuplicatingDecoder(lower.decoder_channels, config)
 
     @property
     def lower(self) -> Rung:
@@ -121,7 +163,11 @@ class GrownTokenizer(Rung):
 
     @property
     def feature_channels(self) -> int:
-        return self.lower.feature_channels
+        return self.lower.feature_channels * (2 if self.config.mix == "dual" else 1)
+
+    @property
+    def decoder_channels(self) -> int:
+        return self.lower.decoder_channels
 
     @property
     def temporal(self) -> int:
@@ -172,9 +218,23 @@ class GrownTokenizer(Rung):
         return self
 
 
+def grown_heads(lower: Rung, config: GrownConfig) -> Heads:
+    """A copy of the lower rung's heads to train on, whatever they are; in `dual` mode with new ones for the residual beside them."""
+    copied = copy.deepcopy(lower.heads).requires_grad_(True)
+    if config.mix != "dual":
+        return copied
+    return DualHeads(copied, LatentHeads(lower.feature_channels, copied.z, lower.decoder_channels))
+
+
+@torch.no_grad()
+def sum_halves_(conv: nn.Conv3d) -> None:
+    """Make a 1x1x1 convolution add the first half of its input channels to the second."""
+    zero_(conv)
+    conv.weight[:, :, 0, 0, 0] = torch.eye(conv.out_channels, device=conv.weight.device).repeat(1, 2)
+
+
 @torch.no_grad()
 def duplicate_(conv: nn.Conv3d) -> None:
     """Make the convolution of a temporal `Upsample` copy its latest, central input to both of the steps it yields."""
     zero_(conv)
-    identity = torch.eye(conv.in_channels, device=conv.weight.device)
-    conv.weight[:, :, -1, 1, 1] = identity.repeat(2, 1)
+    conv.weight[:, :, -1, 1, 1] = torch.eye(conv.in_channels, device=conv.weight.device).repeat(2, 1)

@@ -102,6 +102,13 @@ def zero_(conv: nn.Conv3d) -> None:
         nn.init.zeros_(conv.bias)
 
 
+@torch.no_grad()
+def pick_latest_(conv: nn.Conv3d) -> None:
+    """A convolution that passes on its latest, central input: with a stride, every so manieth of them."""
+    zero_(conv)
+    conv.weight[:, :, -1, 1, 1] = torch.eye(conv.in_channels, device=conv.weight.device)
+
+
 def depth_to_space(x_BCTHW: Tensor, *, time: int, space: int) -> Tensor:
     """(B, time*space*space*C, T, H, W) to (B, C, time*T, space*H, space*W)."""
     B, _, T, H, W = x_BCTHW.shape

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kinetok.tokenizers.base import LowerStage, Tokens, TokenSpec
-from kinetok.tokenizers.causal.posterior import LatentHeads
+from kinetok.tokenizers.causal.posterior import Heads
 
 
 class Rung(LowerStage):
@@ -18,7 +18,12 @@ class Rung(LowerStage):
     be multiples of `spatial`.
     """
 
-    heads: LatentHeads
+    heads: Heads
+
+    @property
+    def decoder_channels(self) -> int:
+        """Width of the decoder trunk's features: that of the encoder's, `feature_channels`, unless a rung says otherwise."""
+        return self.feature_channels
 
     def spec(self) -> TokenSpec:
         """A grid of continuous tokens, and the digest of all weights that made them."""

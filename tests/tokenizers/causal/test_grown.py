@@ -1,4 +1,4 @@
-"""Growing: step-0 identity on both rungs, mixing, causality, what is frozen and what a saved folder holds."""
+"""Growing: step-0 identity on both rungs and in every mode, mixing, causality, what is frozen and what a saved folder holds."""
 
 import copy
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
+from tests.tokenizers.causal.conftest import shake
 
 from kinetok.tokenizers.base import GrowthFeatures, Tokens, weights_digest
 from kinetok.tokenizers.catalog import load
@@ -17,22 +19,92 @@ from kinetok.tokenizers.causal.rung import Rung
 MakeVideo = Callable[..., torch.Tensor]
 
 
+MODES: list[dict[str, object]] = [
+    {},
+    {"norm": "group"},
+    {"mix": "concat"},
+    {"mix": "dual"},
+    {"ada": "scale"},
+    {"ada": "none"},
+    {"cond": "spatial"},
+    {"mix": "dual", "ada": "scale", "cond": "spatial"},
+]
+"""Every one with a key path."""
+ABLATIONS: list[dict[str, object]] = [{"key": False}, {"key": False, "ada": "none"}]
+
+
+def grow(lower: Rung, mode: dict[str, object]) -> GrownTokenizer:
+    torch.manual_seed(1)
+    return GrownTokenizer(GrownConfig.model_validate({"blocks": 1, "groups": 4} | mode), lower).double().eval()
+
+
 def assert_step_0_identity(model: GrownTokenizer, lower: Rung, video: torch.Tensor) -> None:
+    """The lower rung's latents of every second frame, and its decoder on repeated features."""
     latent = lower.encode(video[:, :, ::2]).values
     tokens = model.encode(video)
-    torch.testing.assert_close(tokens.values, latent, rtol=0, atol=1e-12)
+    torch.testing.assert_close(tokens.values[:, : lower.heads.z], latent, rtol=0, atol=1e-12)
     repeated = lower.decode_features(repeat_frames(lower.heads.decoder_features(latent)))
     torch.testing.assert_close(model.decode(tokens), repeated.clamp(-1, 1), rtol=0, atol=1e-12)
 
 
-def test_8x_starts_as_4x_on_every_second_frame(base: CausalTokenizer, grown: GrownTokenizer, make_video: MakeVideo) -> None:
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_8x_starts_as_4x_and_16x_as_8x_on_every_second_frame(base: CausalTokenizer, make_video: MakeVideo, mode: dict[str, object]) -> None:
+    grown = grow(base, mode)
     assert (grown.temporal, grown.spatial) == (8, 8)
     assert_step_0_identity(grown, base, make_video(17, clips=2))
+    shake(grown)
+    top = grow(grown, mode)
+    assert (top.temporal, top.spatial) == (16, 8)
+    assert_step_0_identity(top, grown, make_video(33))
 
 
-def test_16x_starts_as_8x_on_every_second_frame(shaken: GrownTokenizer, twice_grown: GrownTokenizer, make_video: MakeVideo) -> None:
-    assert (twice_grown.temporal, twice_grown.spatial) == (16, 8)
-    assert_step_0_identity(twice_grown, shaken, make_video(33, clips=2))
+def test_dual_keeps_key_and_residual_apart(base: CausalTokenizer, make_video: MakeVideo) -> None:
+    grown = grow(base, {"mix": "dual"})
+    video = make_video(17)
+    before = grown.encode(video).values
+    assert (grown.heads.z, grown.spec().channels, grown.feature_channels, grown.decoder_channels) == (8, 8, 32, 16)
+    with torch.no_grad():
+        grown.mix.down.weight.mul_(2)
+    after = grown.encode(video).values
+    assert torch.equal(before[:, :4], after[:, :4])
+    assert (before[:, 4:] - after[:, 4:]).abs().max() > 1e-3
+
+
+def test_without_a_key_path_the_key_features_do_nothing(base: CausalTokenizer) -> None:
+    full, key = torch.randn(1, 16, 5, 2, 2, dtype=torch.float64), torch.randn(1, 16, 3, 2, 2, dtype=torch.float64)
+    alone = shake(grow(base, {"key": False, "ada": "none"})).mix
+    assert torch.equal(alone(GrowthFeatures(full, key)), alone(GrowthFeatures(full, key + 1)))
+    modulated = shake(grow(base, {"key": False})).mix
+    assert not torch.equal(modulated(GrowthFeatures(full, key)), modulated(GrowthFeatures(full, key + 1)))
+    with pytest.raises(ValidationError, match="nothing to concat"):
+        GrownConfig(key=False, mix="concat")
+
+
+def test_modulation_by_position_moves_that_position_only(base: CausalTokenizer) -> None:
+    full, key = torch.randn(1, 16, 3, 2, 2, dtype=torch.float64), torch.randn(1, 16, 2, 2, 2, dtype=torch.float64)
+    changed = key.clone()
+    changed[..., 0, 1] += 1
+    for cond, positions in (("spatial", [1]), ("pooled_per_frame", [0, 1, 2, 3])):
+        modulate = shake(grow(base, {"cond": cond})).mix.modulate
+        moved = (modulate(full, key) != modulate(full, changed)).any(2).any(1).flatten().nonzero().flatten()
+        assert moved.tolist() == positions
+
+
+@pytest.mark.parametrize("mode", MODES + ABLATIONS, ids=str)
+def test_one_training_step_reaches_every_new_weight_and_no_frozen_one(
+    base: CausalTokenizer, make_video: MakeVideo, mode: dict[str, object]
+) -> None:
+    top = shake(grow(shake(grow(base, mode)), mode))
+    before, video = top.lower.digest(), make_video(17)
+    optimizer = torch.optim.AdamW(top.parameters(), lr=1e-3)
+    posterior = top.heads.posterior(top.features(video))
+    (top.decode_latent(posterior.sample(torch.ones_like(posterior.mean_BZthw)), 17) - video).abs().mean().backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in top.parameters())
+    assert all(weight.grad is None for weight in (*top.lower.parameters(), *base.parameters()))
+    own = weights_digest(top)
+    optimizer.step()
+    assert weights_digest(top) != own
+    assert top.lower.digest() == before
 
 
 def test_a_trained_rung_is_no_longer_the_lower_one(base: CausalTokenizer, shaken: GrownTokenizer, make_video: MakeVideo) -> None:
@@ -63,15 +135,22 @@ def test_any_number_of_frames_comes_back(twice_grown: GrownTokenizer, make_video
     assert twice_grown.decode(tokens).shape == (1, 3, frames, 16, 16)
 
 
-def test_ladder_computes_what_the_rates_share_once(
-    base: CausalTokenizer, shaken: GrownTokenizer, twice_grown: GrownTokenizer, make_video: MakeVideo
+@pytest.mark.parametrize(("rung", "frames"), [("base", [17]), ("shaken", [17, 9]), ("twice_grown", [17, 9, 5])])
+def test_what_the_rates_share_is_computed_once(
+    rung: str, frames: list[int], base: CausalTokenizer, make_video: MakeVideo, request: pytest.FixtureRequest
 ) -> None:
-    video = make_video(17)
+    """17, 26 = 1.53 x 17 and 31 = 1.82 x 17 frames go through the base trunk at 4x, 8x and 16x; without sharing 16x takes 40."""
+    model: Rung = request.getfixturevalue(rung)
     seen: list[int] = []
     hook = base.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2]))
-    memoised = shaken.growth_features(video)
+    model.encode(make_video(17))
     hook.remove()
-    assert sorted(seen) == [5, 9, 17]  # 31 frames; full and key one after the other would be 17 + 9 and 9 + 5
+    assert sorted(seen, reverse=True) == frames
+
+
+def test_memoised_ladder_equals_the_naive_one(shaken: GrownTokenizer, twice_grown: GrownTokenizer, make_video: MakeVideo) -> None:
+    video = make_video(17)
+    memoised = shaken.growth_features(video)
     torch.testing.assert_close(memoised.full_BDthw, shaken.features(video))
     torch.testing.assert_close(memoised.key_BDthw, shaken.features(video[:, :, ::2]))
     torch.testing.assert_close(twice_grown.mix(memoised), twice_grown.features(video))
@@ -82,19 +161,14 @@ def test_short_videos_are_padded_alike_for_full_and_key(grown: GrownTokenizer, m
     assert (features.full_BDthw.shape[2], features.key_BDthw.shape[2]) == (3, 2)
 
 
-def test_training_reaches_every_new_weight_and_no_frozen_one(shaken: GrownTokenizer, make_video: MakeVideo) -> None:
-    video = make_video(9)
-    posterior = shaken.heads.posterior(shaken.features(video))
-    (shaken.decode_latent(posterior.sample(torch.ones_like(posterior.mean_BZthw)), 9) - video).abs().mean().backward()
-    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in shaken.parameters())
-    assert all(weight.grad is None for weight in shaken.lower.parameters())
-
-
-def test_step_0_already_learns(grown: GrownTokenizer, make_video: MakeVideo) -> None:
-    video = make_video(9)
+@pytest.mark.parametrize("mode", MODES + ABLATIONS, ids=str)
+def test_step_0_already_learns(base: CausalTokenizer, make_video: MakeVideo, mode: dict[str, object]) -> None:
+    grown, video = grow(base, mode), make_video(9)
     (grown.decode_latent(grown.heads.posterior(grown.features(video)).mean_BZthw, 9) - video).abs().mean().backward()
-    for layer in (grown.mix.down, grown.decoder.up.conv, grown.heads.to_posterior, grown.heads.from_latent):
-        assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
+    learning = {name.rpartition(".")[0] for name, weight in grown.named_parameters() if weight.grad is not None and weight.grad.any()}
+    heads = {"heads.key.to_posterior", "heads.key.from_latent", "heads.residual.from_latent"}
+    first = heads if mode.get("mix") == "dual" else {"heads.to_posterior", "heads.from_latent", "mix.down"}
+    assert {"decoder.up.conv", *first} <= learning
 
 
 def test_lower_rung_is_hidden_from_optimizers_and_checkpoints_but_follows_moves(base: CausalTokenizer, grown: GrownTokenizer) -> None:

@@ -6,24 +6,43 @@ from torch import nn
 
 from kinetok.tokenizers.causal.autoencoder import CausalTokenizer
 from kinetok.tokenizers.causal.grown import GrownTokenizer
-from kinetok.tokenizers.causal.presets import FULL_4X, FULL_GROWN, SMALL_4X, SMALL_GROWN
+from kinetok.tokenizers.causal.presets import FULL_4X, FULL_GROWN, SMALL_4X, SMALL_GROWN, direct
+from kinetok.tokenizers.causal.rung import Rung
 
 
 def millions(model: nn.Module) -> float:
     return sum(weight.numel() for weight in model.parameters()) / 1e6
 
 
-def test_full_size_ladder_has_its_geometry_and_size() -> None:
+@pytest.fixture(scope="module")
+def ladder() -> list[Rung]:
+    """4x, 8x and 16x grown, 8x and 16x direct."""
     with torch.device("meta"):
         base = CausalTokenizer(FULL_4X)
         grown = GrownTokenizer(FULL_GROWN, base)
         top = GrownTokenizer(FULL_GROWN, grown)
-        video = torch.empty(1, 3, 17, 256, 256)
-        shapes = [tuple(model.encode(video).values.shape) for model in (base, grown, top)]
-        assert top.decode(top.encode(video)).shape == video.shape
-    assert shapes == [(1, 16, 5, 32, 32), (1, 16, 3, 32, 32), (1, 16, 2, 32, 32)]
-    assert millions(base) == pytest.approx(229.3, abs=0.1)
-    assert millions(grown) == millions(top) == pytest.approx(78.5, abs=0.1)
+        return [base, grown, top, *(CausalTokenizer(direct(FULL_4X, times)) for times in (2, 4))]
+
+
+@pytest.mark.parametrize(("frames", "pixels"), [(17, 256), (17, 512), (340, 256)])
+def test_full_size_ladder_has_its_geometry(ladder: list[Rung], frames: int, pixels: int) -> None:
+    video = torch.empty(1, 3, frames, pixels, pixels, device="meta")
+    for model, temporal in zip(ladder, (4, 8, 16, 8, 16), strict=True):
+        tokens = model.encode(video)
+        assert tokens.values.shape == (1, 16, 1 + -(-(frames - 1) // temporal), pixels // 8, pixels // 8)
+        assert model.decode(tokens).shape == video.shape
+
+
+def test_full_size_ladder_has_its_size(ladder: list[Rung]) -> None:
+    assert [millions(model) for model in ladder] == pytest.approx([229.3, 78.5, 78.5, 363.8, 498.3], abs=0.1)
+
+
+def test_a_direct_model_is_the_base_with_more_temporal_strides() -> None:
+    eight, sixteen = direct(SMALL_4X, 2), direct(SMALL_4X, 4)
+    assert (eight.temporal, sixteen.temporal, eight.spatial, sixteen.z) == (8, 16, SMALL_4X.spatial, SMALL_4X.z)
+    assert CausalTokenizer(sixteen).encode(torch.zeros(1, 3, 17, 16, 16)).values.shape == (1, 16, 2, 2, 2)
+    with pytest.raises(ValueError, match="got 3"):
+        direct(SMALL_4X, 3)
 
 
 def test_small_ladder_has_the_full_ones_compression() -> None:
