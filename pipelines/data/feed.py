@@ -10,23 +10,20 @@ Legend: B samples, T H W C frames, rows, columns, colours; D t h w trunk feature
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ContractError, DataError
 from kinetok.infra.training import Batch
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.order import Order, sample_seed
+from kinetok.pipelines.data.positions import Split, by_position, require_batch
 from kinetok.pipelines.data.reasons import BadVideo
 from kinetok.pipelines.data.token_shards import SHARDS_HELD, TokenShards
-
-Split = Literal["train", "val"]
 
 
 @dataclass(frozen=True)
@@ -50,20 +47,8 @@ class ClipFeed:
 
     def batches(self, *, start: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
         """This rank's micro-batches of `batch` samples from global position `start` on, without end."""
-        # Evaluation counts each clip once, however often it comes; training on a clip twice in one step is a mistake.
-        if self.split == "train" and batch * world > len(self):
-            raise DataError(
-                f"the {self.split} split of {self.clips.name} has {len(self)} clips, a global batch needs {batch * world}: "
-                "lower the batch, or add clips"
-            )
-        loader: DataLoader[Batch] = DataLoader(
-            _ByPosition(self),
-            sampler=_Positions(start, batch, rank, world),
-            batch_size=None,
-            num_workers=self.loaders,
-            multiprocessing_context="forkserver" if self.loaders else None,
-        )
-        return iter(loader)
+        require_batch(self.clips, self.split, len(self), batch * world)
+        return by_position(self, start=start, batch=batch, rank=rank, world=world)
 
     def load(self, positions: list[int]) -> Batch:
         """The samples at these global positions."""
@@ -123,29 +108,3 @@ def _open_features(artifact: Artifact, index: ClipIndex) -> TokenShards:
     if shards.spec.recipe != index.recipe:
         raise ContractError(f"{artifact.name} was made of other pixels: recipe {shards.spec.recipe}, the clips have {index.recipe}")
     return shards
-
-
-class _ByPosition(Dataset[Batch]):
-    """Maps a list of global positions to a batch."""
-
-    def __init__(self, feed: ClipFeed) -> None:
-        self.feed = feed
-
-    def __getitem__(self, positions: list[int]) -> Batch:
-        return self.feed.load(positions)
-
-
-@dataclass(frozen=True)
-class _Positions:
-    """Endless lists of the global positions of one rank's micro-batches."""
-
-    start: int
-    batch: int
-    rank: int
-    world: int
-
-    def __iter__(self) -> Iterator[list[int]]:
-        first = self.start + self.rank * self.batch
-        while True:
-            yield list(range(first, first + self.batch))
-            first += self.batch * self.world

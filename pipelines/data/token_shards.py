@@ -2,8 +2,11 @@
 
 `shards/000007.tar` holds `000007-000003.safetensors` (the tensors) and `000007-000003.json` (id, caption, split ...) for each sample;
 `index/000007.parquet` says where each one starts and carries the shard's digest. The index is written last: a shard without one was
-never committed. Any WebDataset reader can stream the tars; `TokenShards` reads single samples, which a seeded training order needs.
-No pickle anywhere. Not covered: making the tensors (`encoding.py`).
+never committed. Any WebDataset reader can stream the tars; `Shards` reads single samples, which a seeded training order needs. A tar's
+manifest line also holds the `Moments` of its grid tokens, so that `latent_statistics` reads no token. No pickle anywhere.
+Not covered: making the tensors (`encoding.py`, `text_shards.py`).
+
+Legend: Z latent channels, t h w latent positions.
 """
 
 import hashlib
@@ -14,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +29,9 @@ from safetensors.torch import load
 from torch import Tensor
 
 from kinetok.infra.artifact import Artifact
+from kinetok.infra.config import Config
 from kinetok.infra.errors import ContractError, DataError
-from kinetok.infra.fingerprint import Plain
+from kinetok.infra.fingerprint import Plain, plain
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.tars import TarWriter
 from kinetok.tokenizers.base import TokenSpec
@@ -38,11 +42,17 @@ RANGE_BYTES = 1 << 20
 SHARDS_HELD = 8
 """Whole shards kept in memory when reading small samples from an object store: one window of the training order."""
 
+SMALLEST_STD = 1e-6
+"""Below this, against its mean, a channel counts as constant: what is left is the rounding of the sums."""
+
 THREADS = 16
 """Small files read at a time: an object store answers each in tens of milliseconds."""
 
 Line: TypeAlias = dict[str, Plain]
-"""One line of `manifest.jsonl`: path, bytes, sha256, count."""
+"""One line of `manifest.jsonl`: path, bytes, sha256, count, and of a tar of grid tokens their moments."""
+TOKENS = "tokens"
+"""Name of the tensor that an encoding with content: tokens stores."""
+MOMENTS = "moments"
 
 _INDEX = pa.schema(
     [
@@ -77,6 +87,31 @@ class BadSample(NamedTuple):
     position: float | None
 
 
+class Moments(Config):
+    """Sums over all numbers of each latent channel, in float64 of the values as they are stored."""
+
+    numbers: int = 0
+    """Of one channel."""
+    sums: tuple[float, ...] = ()
+    squares: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, payload: bytes) -> "Moments":
+        """Of one sample; nothing unless it holds continuous tokens on a grid, (Z, t, h, w)."""
+        values = load(payload).get(TOKENS)
+        if values is None or not values.is_floating_point() or values.dim() != 4:
+            return cls()
+        values_ZN = values.double().flatten(1).numpy()
+        return cls(numbers=values_ZN.shape[1], sums=tuple(values_ZN.sum(1).tolist()), squares=tuple(np.square(values_ZN).sum(1).tolist()))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        if not self.numbers or not other.numbers:
+            return self if self.numbers else other
+        sums = tuple(mine + theirs for mine, theirs in zip(self.sums, other.sums, strict=True))
+        squares = tuple(mine + theirs for mine, theirs in zip(self.squares, other.squares, strict=True))
+        return Moments(numbers=self.numbers + other.numbers, sums=sums, squares=squares)
+
+
 def shard_name(shard: int) -> str:
     return f"shards/{shard:06d}.tar"
 
@@ -95,8 +130,10 @@ def member_name(shard: int, place: int, extension: str) -> str:
 
 def write_shard(out: Folder, shard: int, samples: Iterable[Sample], bad: list[BadSample]) -> list[Line]:
     """Commit one shard: tar, quarantine where any, then the index. Returns their manifest lines; equal input gives equal bytes."""
-    tar, rows = _pack(shard, samples)
+    tar, rows, moments = _pack(shard, samples)
     lines = [_put(out, shard_name(shard), tar, len(rows))]
+    if moments.numbers:
+        lines[0][MOMENTS] = plain(moments)
     if bad:
         listed = [{**item._asdict(), "shard": shard} for item in bad]
         lines.append(_put(out, quarantine_name(shard), _parquet(pa.Table.from_pylist(listed, schema=_QUARANTINE)), len(bad)))
@@ -127,16 +164,18 @@ def _number(name: str) -> int:
     return int(name.rpartition("/")[2].partition(".")[0])
 
 
-def _pack(shard: int, samples: Iterable[Sample]) -> tuple[bytes, list[dict[str, Plain]]]:
+def _pack(shard: int, samples: Iterable[Sample]) -> tuple[bytes, list[dict[str, Plain]], Moments]:
     buffer = io.BytesIO()
     tar = TarWriter(buffer)
     rows: list[dict[str, Plain]] = []
+    moments = Moments()
     for place, payload, about in samples:
+        moments += Moments.of(payload)
         offset = tar.add(member_name(shard, place, "safetensors"), payload)
         tar.add(member_name(shard, place, "json"), json.dumps(dict(about), sort_keys=True, ensure_ascii=False).encode())
         rows.append({"id": about["id"], "place": place, "split": about["split"], "offset": offset, "bytes": len(payload)})
     tar.close()
-    return buffer.getvalue(), rows
+    return buffer.getvalue(), rows, moments
 
 
 def _put(out: Folder, name: str, data: bytes, count: int) -> Line:
@@ -179,20 +218,31 @@ def require_spec(shards: TokenSpec, model: TokenSpec) -> None:
         )
 
 
+def latent_statistics(artifact: Artifact) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each latent channel over all clips of an `encode` artifact, (Z,) float32 each.
+
+    Read from the manifest alone. Raises DataError where it holds no moments, or a channel never changes.
+    """
+    lines = (line[MOMENTS] for line in artifact.manifest() if MOMENTS in line)
+    moments = sum((Moments.model_validate(line) for line in lines), Moments())
+    if not moments.numbers:
+        raise DataError(f"{artifact.name}-{artifact.key} holds no statistics: they are kept of continuous tokens on a grid alone")
+    mean_Z = np.array(moments.sums) / moments.numbers
+    std_Z = np.sqrt(np.maximum(np.array(moments.squares) / moments.numbers - mean_Z**2, 0))
+    still = np.flatnonzero(std_Z < SMALLEST_STD * (1 + np.abs(mean_Z)))
+    if still.size:
+        named = ", ".join(map(str, still))
+        raise DataError(f"channels {named} of the latents in {artifact.name} never change: train the tokenizer for longer, or a smaller z")
+    return torch.from_numpy(mean_Z).float(), torch.from_numpy(std_Z).float()
+
+
 @dataclass(frozen=True)
-class TokenShards:
-    """Random access to the samples of an `encode` artifact; every process opens its own."""
+class Shards:
+    """Random access to the samples of some shards; every process opens its own."""
 
     folder: Folder
-    spec: TokenSpec
     rows: pa.Table
     """shard, id, place, split, offset and bytes of every sample, in shard order."""
-
-    @classmethod
-    def open(cls, artifact: Artifact) -> "TokenShards":
-        """Read the spec and the index, no samples."""
-        spec = TokenSpec.model_validate_json(artifact.folder.read_bytes(SPEC_FILE))
-        return cls(artifact.folder, spec, read_index(artifact.folder))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -237,6 +287,19 @@ class TokenShards:
     @cached_property
     def _held(self) -> OrderedDict[int, bytes]:
         return OrderedDict()
+
+
+@dataclass(frozen=True)
+class TokenShards(Shards):
+    """The samples of an `encode` artifact."""
+
+    spec: TokenSpec
+
+    @classmethod
+    def open(cls, artifact: Artifact) -> Self:
+        """Read the spec and the index, no samples."""
+        spec = TokenSpec.model_validate_json(artifact.folder.read_bytes(SPEC_FILE))
+        return cls(artifact.folder, read_index(artifact.folder), spec)
 
 
 def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

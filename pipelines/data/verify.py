@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
-from safetensors.torch import load
 
 from kinetok.infra.artifact import Artifact, Counts
 from kinetok.infra.storage import Folder
-from kinetok.pipelines.data.tars import DamagedShard, Member, read_members
-from kinetok.pipelines.data.token_shards import index_name, member_name, quarantine_name, shard_name
+from kinetok.pipelines.data.tars import DamagedShard, read_members
+from kinetok.pipelines.data.token_shards import MOMENTS, Moments, index_name, member_name, quarantine_name, shard_name
 
 DECISIONS = {"kept": "written", "filtered": "filtered", "quarantined": "quarantined"}
 """Decision of a clip index row -> the count it adds to."""
@@ -30,8 +29,8 @@ def problems(artifact: Artifact) -> Iterator[str]:
     yield from artifact.problems()
     if artifact.kind == "clips":
         yield from _clips(artifact)
-    elif artifact.kind == "encode":
-        yield from _encode(artifact)
+    elif artifact.kind in ("encode", "text"):
+        yield from _shards(artifact)
 
 
 class _Unreadable(NamedTuple):
@@ -66,8 +65,9 @@ def _clips(artifact: Artifact) -> Iterator[str]:
     yield from _doubled(ids)
 
 
-def _encode(artifact: Artifact) -> Iterator[str]:
+def _shards(artifact: Artifact) -> Iterator[str]:
     folder = artifact.folder
+    recorded = {str(line["path"]): Moments.model_validate(line.get(MOMENTS, {})) for line in artifact.manifest()}
     shards = {int(name.rpartition("/")[2].partition(".")[0]) for sub in ("shards", "index", "quarantine") for name in folder.files(sub)}
     yield from (f"{shard_name(shard)}: missing" for shard in range(max(shards, default=0)) if shard not in shards)
     written = bad = 0
@@ -79,7 +79,7 @@ def _encode(artifact: Artifact) -> Iterator[str]:
             continue
         written += len(index)
         ids.append(index["id"])
-        yield from _shard(folder, shard, index)
+        yield from _shard(folder, shard, index, recorded.get(shard_name(shard), Moments()))
         if folder.exists(quarantine_name(shard)):
             quarantine = _table(folder, quarantine_name(shard), ["id"])
             if isinstance(quarantine, _Unreadable):
@@ -91,11 +91,12 @@ def _encode(artifact: Artifact) -> Iterator[str]:
     yield from _doubled(ids)
 
 
-def _shard(folder: Folder, shard: int, index: pa.Table) -> Iterator[str]:
-    """The tar must open strictly, and hold the members of the index at their offsets, in order, and nothing else."""
+def _shard(folder: Folder, shard: int, index: pa.Table, recorded: Moments) -> Iterator[str]:
+    """The tar must open strictly, hold the members of the index at their offsets, in order, and nothing else, and add up to its moments."""
     name = shard_name(shard)
     found: list[tuple[str, int, int]] = []
     ids: list[str] = []
+    moments = Moments()
     try:
         with folder.open(name) as file:
             for member in read_members(file, name):
@@ -103,7 +104,10 @@ def _shard(folder: Folder, shard: int, index: pa.Table) -> Iterator[str]:
                     ids.append(str(json.loads(member.data)["id"]))
                 else:
                     found.append((member.name, member.offset, member.size))
-                    yield from _tensors(name, member)
+                    moments += Moments.of(member.data)
+    except SafetensorError as error:
+        yield f"{name}: a sample cannot be read ({error})"
+        return
     except (DamagedShard, FileNotFoundError) as error:
         yield f"{name}: {error}"
         return
@@ -112,13 +116,8 @@ def _shard(folder: Folder, shard: int, index: pa.Table) -> Iterator[str]:
         yield f"{name}: holds {len(found)} samples that are not the {len(rows)} of its index, or not where it says"
     elif ids != [row["id"] for row in rows]:
         yield f"{name}: ids of its samples are not those of its index"
-
-
-def _tensors(name: str, member: Member) -> Iterator[str]:
-    try:
-        load(member.data)
-    except SafetensorError as error:
-        yield f"{name}: {member.name} cannot be read ({error})"
+    elif moments != recorded:
+        yield f"{name}: the sums of its latents are not those of the manifest"
 
 
 def _compare(found: Counts, recorded: Counts) -> Iterator[str]:

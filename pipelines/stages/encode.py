@@ -28,7 +28,7 @@ class Encode(Stage):
     """Clips through a tokenizer into token or feature shards."""
 
     kind: Literal["encode"] = "encode"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     uses_ray: ClassVar[bool] = True
     data: Annotated[Ref, Produces("clips")]
     """The clips to encode."""

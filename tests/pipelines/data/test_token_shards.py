@@ -1,6 +1,7 @@
 """Token shards: what is written comes back by id and through plain webdataset; equal input gives equal bytes; specs are enforced."""
 
 import gc
+import json
 import warnings
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import torch
 import webdataset
 from safetensors.torch import load, save
 
-from kinetok.infra.artifact import Artifact, Record
+from kinetok.infra.artifact import MANIFEST, Artifact, Counts, Record, publish
 from kinetok.infra.errors import ContractError, DataError
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data import token_shards
-from kinetok.pipelines.data.token_shards import BadSample, Sample, TokenShards, require_spec, resume, write_shard
+from kinetok.pipelines.data.token_shards import BadSample, Sample, TokenShards, latent_statistics, require_spec, resume, write_shard
+from kinetok.pipelines.data.verify import problems
 from kinetok.tokenizers.base import DecodeRecipe, TokenSpec
 
 SPEC = TokenSpec(tokenizer="fake", weights="ab" * 32, layout="grid", channels=2, temporal=1, spatial=4)
@@ -85,6 +87,39 @@ def test_resuming_knows_the_manifest_lines_and_removes_what_was_never_committed(
     assert folder.files() == kept
     assert not list(tmp_path.rglob("*.tmp-*"))
     assert [line["path"] for line in lines[1]] == ["shards/000001.tar", "quarantine/000001.parquet", "index/000001.parquet"]
+
+
+def test_statistics_of_the_latents_are_in_the_manifest(tmp_path: Path) -> None:
+    """In the precision they are stored in, over all samples and cells, whatever the shards."""
+    folder = Folder(str(tmp_path))
+    values = torch.randn(5, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0)).mul(3).add(1).bfloat16()
+    payloads = [save({"tokens": tensor.contiguous()}) for tensor in values]
+    about = [{"id": str(number), "split": "train"} for number in range(5)]
+    lines = write_shard(folder, 0, [Sample(n, payloads[n], about[n]) for n in (0, 1)], [])
+    lines += write_shard(folder, 1, [Sample(n - 2, payloads[n], about[n]) for n in (2, 3, 4)], [])
+    assert resume(folder) == {0: lines[:2], 1: lines[2:]}
+    folder.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for line in lines))
+    made = publish(folder, artifact(folder).record.model_copy(update={"counts": Counts(input=5, written=5)}))
+    mean_Z, std_Z = latent_statistics(made)
+    torch.testing.assert_close(mean_Z, values.double().mean((0, 2, 3, 4)).float())
+    torch.testing.assert_close(std_Z, values.double().var((0, 2, 3, 4), correction=0).sqrt().float())
+    assert list(problems(made)) == []
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.ones(2, 3), "no statistics"),
+        (torch.ones(2, 1, 2, 2, dtype=torch.int32), "no statistics"),
+        (torch.stack([torch.randn(1, 2, 2), torch.full((1, 2, 2), 0.1)]), "channels 1 of the latents in tokens never change"),
+    ],
+)
+def test_what_has_no_statistics_says_so(tmp_path: Path, tokens: torch.Tensor, message: str) -> None:
+    folder = Folder(str(tmp_path))
+    lines = write_shard(folder, 0, [Sample(0, save({"tokens": tokens}), {"id": "a", "split": "train"})], [])
+    folder.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match=message):
+        latent_statistics(publish(folder, artifact(folder).record))
 
 
 def test_an_object_store_is_read_by_whole_shards(shards: TokenShards, monkeypatch: pytest.MonkeyPatch) -> None:
