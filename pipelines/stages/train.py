@@ -49,6 +49,7 @@ class Train(Stage, FitConfig):
         if set(self.optimizers) != set(self.objective.players):
             named, players = ", ".join(sorted(self.optimizers)) or "none", ", ".join(self.objective.players)
             yield f"optimizers: they name {named}; the model trains {players}"
+        yield from (f"objective.{problem}" for problem in self.objective.problems(self.steps))
         if self.model.grows and self.lower is None:
             yield f"lower: is missing; a {self.model.kind} model stands on the frozen model that it names"
         if not self.model.grows and self.lower is not None:
