@@ -1,16 +1,17 @@
 """A tiny base rung (4x8x8) and two rungs grown upon it, in float64 so that identities can be asked for to the last digits."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
 
 MakeVideo: TypeAlias = Callable[..., Tensor]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def twice_grown(shaken: GrownTokenizer) -> GrownTokenizer:
 
 
 @torch.no_grad()
-def shake(model: GrownTokenizer) -> GrownTokenizer:
+def shake(model: Model) -> Model:
     generator = torch.Generator().manual_seed(7)
     for weight in model.parameters():
         weight.add_(0.1 * torch.randn(weight.shape, generator=generator).to(weight))
