@@ -224,7 +224,8 @@ class Attention(nn.Module):
     def forward(self, x_BND: Tensor, context_BMD: Tensor, *, angles_NP: Tensor | None = None, mask_B11L: Tensor | None = None) -> Tensor:
         q_BANK = self._heads(self.to_q(x_BND))
         k_BAMK, v_BAMK = (self._heads(part) for part in self.to_kv(context_BMD).chunk(2, dim=-1))
-        q_BANK, k_BAMK = self.norm_q(q_BANK), self.norm_k(k_BAMK)
+        # In float32 under autocast too: the fused norm takes one type for numbers and weights.
+        q_BANK, k_BAMK = self.norm_q(q_BANK.float()), self.norm_k(k_BAMK.float())
         if angles_NP is not None:
             q_BANK, k_BAMK = rotate(q_BANK, angles_NP), rotate(k_BAMK, angles_NP)
         mixed_BANK = F.scaled_dot_product_attention(q_BANK.to(v_BAMK.dtype), k_BAMK.to(v_BAMK.dtype), v_BAMK, attn_mask=mask_B11L)
@@ -287,6 +288,6 @@ def rotary_angles(grid: tuple[int, int, int], head_width: int, device: torch.dev
 
 def rotate(x_BANK: Tensor, angles_NP: Tensor) -> Tensor:
     """Turn pair p of each head, numbers p and p + K/2, by its token's angle, so that q . k depends on differences of positions alone."""
-    a, b = x_BANK.float().chunk(2, dim=-1)
+    a, b = x_BANK.chunk(2, dim=-1)
     cos, sin = angles_NP.cos(), angles_NP.sin()
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

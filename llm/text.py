@@ -24,6 +24,7 @@ UNTRAINED: Final = "untrained"
 MODEL_TYPES = {"t5": ("t5", "mt5", "umt5"), "clip": ("clip", "clip_text_model")}
 """`model_type` of a transformers configuration, for each encoder."""
 UNTRAINED_SEED = 0
+UNTRAINED_WIDTH = 64
 
 
 class TextConfig(Config):
@@ -84,7 +85,9 @@ def _untrained() -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
     tokenizer = ByT5Tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(UNTRAINED_SEED)
-        return tokenizer, T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4))
+        return tokenizer, T5EncoderModel(
+            T5Config(vocab_size=len(tokenizer), d_model=UNTRAINED_WIDTH, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+        )
 
 
 def _pretrained(config: TextConfig, path: str) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
