@@ -75,6 +75,10 @@ class TokenSpec(Config):
     dtype: Literal["float32", "float16", "bfloat16", "int32", "int64"] = "float32"
     """Type the numbers are stored in."""
     recipe: DecodeRecipe | None = None
+    chunk_frames: int | None = None
+    """Frames of a chunk, where clips were encoded chunk by chunk and the latents joined; None where each was encoded at once."""
+    chunk_overlap: int = 0
+    """Frames that a chunk shares with the one before."""
 
     def difference(self, other: "TokenSpec") -> str | None:
         """The first differing field as `field: mine, other`, or None where the two agree."""
