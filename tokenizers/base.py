@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kinetok.tokenizers.card import CARD_FILE, model_card
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
@@ -89,6 +91,39 @@ class TokenSpec(Config):
         return None
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """How a tokenizer maps frames and pixels to latents, and what can be relied on in time."""
+
+    temporal: int
+    """Frames of one latent step."""
+    spatial: int
+    """Pixels of one latent cell along an edge."""
+    channels: int
+    """Latent channels."""
+    encoder_width: int
+    """Channels of the encoder's trunk features."""
+    decoder_width: int
+    """Channels of the decoder's trunk features."""
+    causal_encoder: bool = True
+    """Whether a latent step depends on no frame after the ones it stands for."""
+    causal_decoder: bool = True
+    """Whether a frame depends on no latent step after the one that stands for it."""
+    image_first: bool = True
+    """Whether the first latent step is the latent of the first frame alone."""
+    window: int | None = None
+    """Videos are padded to 1 + window * k frames; None where any step will do, which is `temporal`."""
+
+    def legal_frames(self, frames: int) -> int:
+        """The length that a video of so many frames is padded to at its end."""
+        step = self.window or self.temporal
+        return frames + -(frames - 1) % step
+
+    def latent_steps(self, frames: int) -> int:
+        """Latent steps of a video of so many frames, padding included."""
+        return 1 + (self.legal_frames(frames) - 1) // self.temporal
+
+
 @dataclass
 class Tokens:
     """Tokens of a batch: `values_BCthw` for a grid, (B, N, D) for a sequence; `frames` is the true length before padding."""
@@ -113,6 +148,8 @@ class Tokenizer(nn.Module, ABC):
 
     config_class: ClassVar[type[ModelConfig]]
     config: ModelConfig
+    growth_obstacle: ClassVar[str | None] = "it has no trunk features"
+    """Why nothing can be grown upon models of this class; None where it can."""
 
     @abstractmethod
     def spec(self) -> TokenSpec:
@@ -127,11 +164,12 @@ class Tokenizer(nn.Module, ABC):
         """The video in [-1, 1], `tokens.frames` long."""
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` (shared tensors are not supported)."""
+        """Write `config.json`, `model.safetensors` (shared tensors are not supported) and the model card."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         (target / CONFIG_FILE).write_text(json.dumps(self.config.model_dump(mode="json"), indent=1, sort_keys=True))
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}, target / WEIGHTS_FILE)
+        (target / CARD_FILE).write_text(model_card(self))
 
     @classmethod
     def build(cls, config: ModelConfig, lower: "Tokenizer | None" = None) -> Self:
@@ -166,10 +204,17 @@ class LowerStage(Tokenizer):
     Trunk features are those before the latent head: a grown stage mixes them at full width D and trains heads of its own.
     """
 
+    growth_obstacle = None
+
+    @property
+    @abstractmethod
+    def geometry(self) -> Geometry:
+        """Compression, widths and causality."""
+
     @property
     @abstractmethod
     def feature_channels(self) -> int:
-        """Width D of the trunk features, on the encoder's and on the decoder's side."""
+        """Width D of the trunk features on the encoder's side."""
 
     @property
     @abstractmethod
@@ -200,6 +245,24 @@ class LowerStage(Tokenizer):
         """Features of the video and of its every second frame: what a stage grown on this one is trained from."""
         full_BDthw, key_BDthw = self.feature_ladder(video_BCTHW, 2)
         return GrowthFeatures(full_BDthw, key_BDthw)
+
+
+def lower_stage(model: Tokenizer) -> LowerStage:
+    """`model`, where others can be grown upon it; ValueError with the reason where they cannot."""
+    if isinstance(model, LowerStage):
+        return model
+    raise ValueError(f"nothing can be grown upon a {model.config.kind!r} model: {model.growth_obstacle}")
+
+
+def check_video(video_BCTHW: Tensor, spatial: int) -> None:
+    """Refuse what a trunk would only fail on later, or silently misread."""
+    shape = tuple(video_BCTHW.shape)
+    if len(shape) != 5 or shape[1] != 3 or shape[2] < 1:
+        raise ValueError(f"expected a video (batch, 3, frames, rows, columns), got {shape}; unsqueeze(0) makes a batch of one clip")
+    if shape[3] % spatial or shape[4] % spatial:
+        raise ValueError(f"rows and columns must be multiples of {spatial}, got {shape[3]} x {shape[4]}: crop or resize first")
+    if not video_BCTHW.is_floating_point():
+        raise ValueError(f"expected floats in [-1, 1], got {video_BCTHW.dtype}: x / 127.5 - 1 converts bytes")
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -1,7 +1,7 @@
-"""THE one place to add a tokenizer: its class in `TOKENIZERS`, and what trains it in `trainable`.
+"""THE one place to add a tokenizer: its class in `TOKENIZERS`, and what trains it in `trainable`; an adapter in `PRETRAINED`.
 
 The pipelines know tokenizers through this module alone: `TokenizerConfig` and `ObjectiveConfig` for job files, `build` from a config,
-`load` from a saved folder.
+`load` from a saved folder, of ours or of diffusers.
 """
 
 import json
@@ -17,9 +17,18 @@ from kinetok.tokenizers.causal.autoencoder import CausalTokenizer
 from kinetok.tokenizers.causal.grown import GrownTokenizer
 from kinetok.tokenizers.causal.rung import Rung
 from kinetok.tokenizers.causal.training import ReconstructionObjective, RungTrainable
+from kinetok.tokenizers.pretrained.base import CLASS_KEY, Pretrained
+from kinetok.tokenizers.pretrained.cogvideox import CogVideoXTokenizer
+from kinetok.tokenizers.pretrained.cosmos import CosmosTokenizer
+from kinetok.tokenizers.pretrained.ltx import LTXTokenizer
+from kinetok.tokenizers.pretrained.wan import WanTokenizer
 
 TOKENIZERS: tuple[type[Tokenizer], ...] = (CausalTokenizer, GrownTokenizer)
+"""What jobs build and train."""
+PRETRAINED: tuple[type[Pretrained], ...] = (WanTokenizer, CosmosTokenizer, CogVideoXTokenizer, LTXTokenizer)
+"""What others trained: loaded as diffusers saved it, never built from a config."""
 BY_KIND = {str(model.config_class.model_fields["kind"].default): model for model in TOKENIZERS}
+BY_CLASS = {adapter.class_name: adapter for adapter in PRETRAINED}
 
 if TYPE_CHECKING:
     TokenizerConfig: TypeAlias = ModelConfig
@@ -37,14 +46,24 @@ def build(config: ModelConfig, lower: Tokenizer | None = None) -> Tokenizer:
 
 
 def load(folder: str | Path) -> Tokenizer:
-    """The model saved in `folder` with all that it stands on, in eval mode; ValueError where the folder holds none of ours."""
+    """The model saved in `folder` with all that it stands on, in eval mode; ValueError where the folder holds none that is known."""
     file = Path(folder) / CONFIG_FILE
     if not file.is_file():
         raise ValueError(f"{folder} holds no {CONFIG_FILE}: save_pretrained writes one beside the weights")
-    kind = json.loads(file.read_text()).get("kind")
+    about = json.loads(file.read_text())
+    if CLASS_KEY in about:
+        return adapter_of(about[CLASS_KEY]).from_pretrained(folder)
+    kind = about.get("kind")
     if kind not in BY_KIND:
         raise ValueError(f"{file} is of kind {kind!r}, known kinds are {sorted(BY_KIND)}")
     return BY_KIND[kind].from_pretrained(folder)
+
+
+def adapter_of(class_name: str) -> type[Pretrained]:
+    """The adapter of a class of diffusers; ValueError where there is none."""
+    if class_name not in BY_CLASS:
+        raise ValueError(f"there is no adapter for diffusers' {class_name}; there are some for {', '.join(sorted(BY_CLASS))}")
+    return BY_CLASS[class_name]
 
 
 def trainable(model: Tokenizer, objective: Config) -> RungTrainable:

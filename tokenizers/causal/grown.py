@@ -24,6 +24,7 @@ this rung (t = 2s - 1).
 import copy
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -32,7 +33,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from kinetok.tokenizers.base import Count, GrowthFeatures, ModelConfig, Tokenizer
+from kinetok.tokenizers.base import Count, Geometry, GrowthFeatures, ModelConfig, Tokenizer, lower_stage
 from kinetok.tokenizers.causal.layers import CausalConv3d, FrameNorm, NormKind, ResBlock, Upsample, pick_latest_, repeat_frames, zero_
 from kinetok.tokenizers.causal.posterior import DualHeads, Heads, LatentHeads
 from kinetok.tokenizers.causal.rung import Rung
@@ -162,6 +163,12 @@ class GrownTokenizer(Rung):
         return self._hidden[0]
 
     @property
+    def geometry(self) -> Geometry:
+        """Causal where the rung below is."""
+        below = self.lower.geometry
+        return replace(super().geometry, causal_encoder=below.causal_encoder, causal_decoder=below.causal_decoder)
+
+    @property
     def feature_channels(self) -> int:
         return self.lower.feature_channels * (2 if self.config.mix == "dual" else 1)
 
@@ -199,10 +206,9 @@ class GrownTokenizer(Rung):
         """A fresh rung on `lower`, which must be a rung itself."""
         if lower is None:
             raise ValueError("a 'grown' model needs the frozen model it grows upon: give it as lower")
-        if not isinstance(lower, Rung):
-            raise ValueError(f"nothing can be grown upon a {lower.config.kind!r} model: it has no trunk features")
-        assert isinstance(config, GrownConfig)
-        return cls(config, lower)
+        below = lower_stage(lower)
+        assert isinstance(config, GrownConfig) and isinstance(below, Rung)
+        return cls(config, below)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

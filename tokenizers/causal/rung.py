@@ -6,7 +6,7 @@ Legend: B clips, C pixel channels, T H W frames, rows, columns, D trunk width, Z
 import torch
 from torch import Tensor
 
-from kinetok.tokenizers.base import LowerStage, Tokens, TokenSpec
+from kinetok.tokenizers.base import Geometry, LowerStage, Tokens, TokenSpec, check_video
 from kinetok.tokenizers.causal.posterior import Heads
 
 
@@ -25,6 +25,11 @@ class Rung(LowerStage):
         """Width of the decoder trunk's features: that of the encoder's, `feature_channels`, unless a rung says otherwise."""
         return self.feature_channels
 
+    @property
+    def geometry(self) -> Geometry:
+        """Causal both ways, as every rung is that does not say otherwise."""
+        return Geometry(self.temporal, self.spatial, self.heads.z, self.feature_channels, self.decoder_channels)
+
     def spec(self) -> TokenSpec:
         """A grid of continuous tokens, and the digest of all weights that made them."""
         return TokenSpec(
@@ -39,7 +44,7 @@ class Rung(LowerStage):
     @torch.no_grad()
     def encode(self, video_BCTHW: Tensor) -> Tokens:
         """Posterior means (B, Z, t, h, w), float32, of a video (B, 3, T, H, W) in [-1, 1]; ValueError on any other shape."""
-        self.check(video_BCTHW)
+        check_video(video_BCTHW, self.spatial)
         return Tokens(self.heads.posterior(self.features(video_BCTHW)).mean_BZthw, frames=video_BCTHW.shape[2])
 
     @torch.no_grad()
@@ -50,13 +55,3 @@ class Rung(LowerStage):
     def decode_latent(self, latent_BZthw: Tensor, frames: int) -> Tensor:
         """The first `frames` frames of the decoded latent, not clamped, with gradient."""
         return self.decode_features(self.heads.decoder_features(latent_BZthw))[:, :, :frames]
-
-    def check(self, video_BCTHW: Tensor) -> None:
-        """Refuse what the trunk would only fail on later, or silently misread."""
-        shape = tuple(video_BCTHW.shape)
-        if len(shape) != 5 or shape[1] != 3 or shape[2] < 1:
-            raise ValueError(f"expected a video (batch, 3, frames, rows, columns), got {shape}; unsqueeze(0) makes a batch of one clip")
-        if shape[3] % self.spatial or shape[4] % self.spatial:
-            raise ValueError(f"rows and columns must be multiples of {self.spatial}, got {shape[3]} x {shape[4]}: crop or resize first")
-        if not video_BCTHW.is_floating_point():
-            raise ValueError(f"expected floats in [-1, 1], got {video_BCTHW.dtype}: x / 127.5 - 1 converts bytes")
