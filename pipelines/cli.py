@@ -142,10 +142,13 @@ def verify(artifact: str | None, store: str, everything: bool) -> None:
 def quarantine(artifact: str, store: str, again: bool, each: bool) -> None:
     """Count quarantined samples by reason, or list them."""
     from kinetok.pipelines.data.quarantine import listing, summary
-    from kinetok.pipelines.data.retry import retry
+    from kinetok.pipelines.data.retry import reopen, retry
 
     place = _open(store)
     found = place.find(artifact)
+    if again and found.kind == "encode":
+        click.echo(f"{reopen(found)} shards are open again: the next run of the job encodes them, and them alone")
+        return
     if again:
         retried = retry(place, found)
         found = retried.artifact

@@ -1,14 +1,18 @@
-"""Try the quarantined samples of a `clips` artifact again and publish what came of it.
+"""Try the quarantined samples of an artifact again: those of `clips` at once, those of `encode` in the next run.
 
-Only quarantined samples are read: after a fault that was not in the data (a read cut short, a full memory), a new decoder, or a
-repaired file of a folder. A damaged tar is streamed once more as a whole. The artifact keeps its key, because what was asked for is
-the same, and gets a new digest: what was built on the old one is refused from then on, with the remedy to build it again.
-The record is removed first and written last, so that a kill in between leaves an unfinished artifact which the next run completes
-from its parts. A tar that changed is refused: a run lists the source anew. `encode` is not covered: force it.
+Of `clips`, only quarantined samples are read, and what came of it is published: after a fault that was not in the data (a read cut
+short, a full memory), a new decoder, or a repaired file of a folder. A damaged tar is streamed once more as a whole. The artifact keeps
+its key, because what was asked for is the same, and gets a new digest: what was built on the old one is refused from then on, with the
+remedy to build it again. The record is removed first and written last, so that a kill in between leaves an unfinished artifact which the
+next run completes from its parts. A tar that changed is refused: a run lists the source anew. `encode` needs a model and machines, which
+are a run's to find: the shards that have quarantined samples are opened again, as a kill would have left them, and the next run encodes
+them alone.
 """
 
 import io
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow.parquet
@@ -43,14 +47,38 @@ class Retried:
 
 
 def retry(store: Store, artifact: Artifact) -> Retried:
-    """Try again what `artifact` quarantined. Raises DataError on another kind or on changed tars, StoreError where it is in use."""
-    if artifact.kind != "clips":
-        raise DataError(f"{artifact.name} is made by `{artifact.kind}`; only `clips` can be tried again by itself, force the others")
+    """Try again what a `clips` artifact quarantined. Raises DataError on another kind or on changed tars, StoreError where it is in use."""
+    _require_kind(artifact, "clips")
+    with _alone(artifact):
+        return _retry(artifact, _plan(store, artifact))
+
+
+def reopen(artifact: Artifact) -> int:
+    """Make the next run encode the shards of an `encode` artifact that have quarantined samples; how many those are.
+
+    Raises DataError on another kind, StoreError where it is in use.
+    """
+    _require_kind(artifact, "encode")
+    folder = artifact.folder
+    with _alone(artifact):
+        indices = [name.replace("quarantine/", "index/") for name in folder.files("quarantine")]
+        for name in [RECORD, *indices] if indices else ():
+            folder.remove(name)
+    return len(indices)
+
+
+def _require_kind(artifact: Artifact, kind: str) -> None:
+    if artifact.kind != kind:
+        raise DataError(f"{artifact.name} is made by `{artifact.kind}`, which cannot be tried again in part: force it")
+
+
+@contextmanager
+def _alone(artifact: Artifact) -> Iterator[None]:
     lease = Lease(artifact.folder)
     if not lease.acquire():
         raise StoreError(f"{artifact.folder} is being built by {lease.who()}; wait for it to end")
     try:
-        return _retry(artifact, _plan(store, artifact))
+        yield
     finally:
         lease.release()
 

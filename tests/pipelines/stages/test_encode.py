@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from kinetok.infra.artifact import Artifact, Counts, Record
+from kinetok.infra.artifact import RECORD, Artifact, Counts, Record
 from kinetok.infra.errors import ContractError, DataError, QuarantineLimit, StoreError
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import ClipIndex
+from kinetok.pipelines.data.retry import reopen
 from kinetok.pipelines.data.token_shards import TokenShards
 from kinetok.tokenizers.base import DecodeRecipe
 
@@ -47,9 +48,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def opened(folder: Path) -> TokenShards:
+def opened_artifact(folder: Path) -> Artifact:
     record = Record(kind="encode", name="tokens", key="0" * 16, version=1, config={}, digest="", started="", seconds=0)
-    return TokenShards.open(Artifact(Folder(str(folder)), record))
+    return Artifact(Folder(str(folder)), record)
+
+
+def opened(folder: Path) -> TokenShards:
+    return TokenShards.open(opened_artifact(folder))
 
 
 def test_tokens_are_what_the_model_says_of_the_clips(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
@@ -133,6 +138,17 @@ def test_a_killed_driver_loses_nothing(tiny: ModuleType, make_clips: Any, tmp_pa
     assert result.counts == Counts(input=24, written=24)
     assert contents(out) == contents(tmp_path / "calm")
     assert times == {name: (out / name).stat().st_mtime_ns for name in committed}, "committed shards were written again"
+
+
+def test_shards_opened_again_are_encoded_alone(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
+    clips, out = make_clips(6, windows=2, shard_clips=4, bad=(2,)), tmp_path / "out"
+    tiny.run_encode(clips, out)
+    before, times = contents(out), {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")}
+    (out / RECORD).touch()
+    assert reopen(opened_artifact(out)) == 1 and not (out / RECORD).exists()
+    tiny.run_encode(clips, out)
+    assert contents(out) == before
+    assert [path.name for path, time in times.items() if path.stat().st_mtime_ns != time] == ["000001.tar"]
 
 
 def test_too_many_bad_clips_fail_the_stage_with_their_reasons(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
