@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kinetok.tokenizers.base import Batch, Config, Count, GrowthFeatures, weights_digest
+from kinetok.tokenizers.card import CARD_FILE, model_card
 from kinetok.tokenizers.causal.autoencoder import CausalTokenizer
 from kinetok.tokenizers.causal.discriminator import Lecam, PatchDiscriminator, adaptive_weight, generator_loss, hinge_loss
 from kinetok.tokenizers.causal.grown import GrownTokenizer
@@ -175,8 +176,9 @@ class RungTrainable:
         return module.digest() if isinstance(module, Rung) else weights_digest(module)
 
     def export(self, folder: Path) -> None:
-        """Save the model, its frozen rungs included."""
+        """Save the model, its frozen rungs included; its card names the loss."""
         self.model.save_pretrained(folder)
+        (folder / CARD_FILE).write_text(model_card(self.model, self.objective))
 
 
 def pixels(batch: Batch) -> Tensor:

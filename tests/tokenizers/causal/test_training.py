@@ -1,17 +1,41 @@
-"""The loss of a rung, and that it is the same from cached features and on the fly (contract 5)."""
+"""The loss of a rung, that it is the same from cached features and on the fly (contract 5), and training against a discriminator."""
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, autograd
 
+from kinetok.infra.fit import TURN, FitConfig, PlayerConfig
+from kinetok.infra.metrics_log import read_metrics
+from kinetok.infra.stage import Resources
+from kinetok.infra.storage import Folder
+from kinetok.infra.training import Loop, Work
 from kinetok.tokenizers.base import Batch
 from kinetok.tokenizers.catalog import load, trainable
-from kinetok.tokenizers.causal.autoencoder import CausalTokenizer
+from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
+from kinetok.tokenizers.causal.discriminator import EPSILON
 from kinetok.tokenizers.causal.grown import GrownTokenizer
+from kinetok.tokenizers.causal.perceptual import Lpips
 from kinetok.tokenizers.causal.posterior import seeded_noise
 from kinetok.tokenizers.causal.rung import Rung
-from kinetok.tokenizers.causal.training import ReconstructionObjective, RungTrainable, pixels
+from kinetok.tokenizers.causal.training import (
+    AdversarialConfig,
+    AutoencoderPlayer,
+    DiscriminatorPlayer,
+    PerceptualConfig,
+    ReconstructionObjective,
+    RungTrainable,
+    last_trained_layer,
+    pixels,
+    reconstruct,
+)
+
+GAN = AdversarialConfig(start=3, weight=0.5, lecam=0.1, width=4, layers=2)
 
 
 def make_batch(clips: int = 3, frames: int = 9) -> Batch:
@@ -118,3 +142,145 @@ def test_autocast_gives_a_float32_loss_near_the_exact_one(shaken: GrownTokenizer
         rounded.backward()
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, loss_of(shaken, batch), rtol=0.05, atol=0.02)
+
+
+def adversaries(model: Rung, **changes: object) -> tuple[RungTrainable, AutoencoderPlayer, DiscriminatorPlayer]:
+    torch.manual_seed(3)
+    training = RungTrainable(model, ReconstructionObjective(kl=0, adversarial=GAN, **changes))  # type: ignore[arg-type]
+    autoencoder, discriminator = training.players["autoencoder"], training.players["discriminator"]
+    assert isinstance(autoencoder, AutoencoderPlayer) and isinstance(discriminator, DiscriminatorPlayer)
+    return training, autoencoder, discriminator
+
+
+def test_players_follow_from_the_objective(base: CausalTokenizer) -> None:
+    assert ReconstructionObjective().players == ("autoencoder",)
+    training, autoencoder, discriminator = adversaries(base.float())
+    assert tuple(training.players) == training.objective.players == ("autoencoder", "discriminator")
+    shared = {id(weight) for weight in autoencoder.parameters()} & {id(weight) for weight in discriminator.parameters()}
+    assert not shared and set(autoencoder.state_dict()) == {f"model.{name}" for name in base.state_dict()}
+    assert list(ReconstructionObjective(adversarial=GAN).problems(3)) == []
+    assert list(ReconstructionObjective(adversarial=GAN).problems(2)) == [
+        "adversarial.start: the discriminator would start at step 3, after the last, 2"
+    ]
+
+
+def test_before_its_first_step_the_discriminator_changes_nothing(base: CausalTokenizer) -> None:
+    training, autoencoder, _ = adversaries(base.float())
+    batch = make_batch()
+    loss, figures = autoencoder(batch, 2)
+    torch.testing.assert_close(loss, loss_of(base, batch, kl=0), rtol=0, atol=0)
+    assert set(figures) == {"l1", "kl"}
+    assert [training.active("discriminator", step) for step in (1, 2, 3)] == [False, False, True]
+    assert training.active("autoencoder", 1)
+
+
+@pytest.mark.parametrize("rung", ["base", "shaken"])
+def test_the_adversarial_term_pulls_the_last_trained_layer_as_the_reconstruction_does(rung: str, request: pytest.FixtureRequest) -> None:
+    model: CausalTokenizer | GrownTokenizer = request.getfixturevalue(rung).float()
+    _, autoencoder, discriminator = adversaries(model)
+    batch, layer = make_batch(), last_trained_layer(model)
+    assert layer.requires_grad
+    output, _ = reconstruct(model, batch, pixels(batch))
+    l1, generator = (output - pixels(batch)).abs().mean(), -discriminator.net(output).mean()
+    (pull,), (push,) = autograd.grad(l1, layer, retain_graph=True), autograd.grad(generator, layer)
+    loss, figures = autoencoder(batch, 3)
+    weight = pull.norm() / (push.norm() + EPSILON)
+    torch.testing.assert_close(figures["gan_weight"], weight)
+    torch.testing.assert_close(loss, l1 + GAN.weight * weight * generator)
+
+
+def test_the_discriminator_learns_from_the_reconstruction_alone_and_keeps_lecams_averages(base: CausalTokenizer) -> None:
+    _, _, discriminator = adversaries(base.float())
+    loss, figures = discriminator(make_batch(), 3)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), figures["gan_d"] + GAN.lecam * figures["gan_lecam"])
+    assert all(weight.grad is None for weight in base.parameters())
+    assert all(weight.grad is not None for weight in discriminator.parameters())
+    torch.testing.assert_close(discriminator.lecam.real, 0.01 * figures["gan_real"])
+    assert {"lecam.real", "lecam.fake"} <= set(discriminator.state_dict())
+
+
+def test_lpips_joins_loss_evaluation_and_frozen_modules_where_the_job_names_weights(base: CausalTokenizer, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    features = Lpips().features.state_dict()
+    save_file({f"features.{name}": weight for name, weight in features.items()}, tmp_path / "vgg.safetensors")
+    perceptual = PerceptualConfig(weights=str(tmp_path / "vgg.safetensors"), weight=0.5)
+    objective = ReconstructionObjective(kl=0, perceptual=perceptual)
+    assert objective.notes() == () and ReconstructionObjective().notes() != ()
+    training, batch = RungTrainable(base.float(), objective), make_batch(frames=1)
+    loss, figures = training.players["autoencoder"](batch, 1)
+    assert figures["lpips"] > 0
+    torch.testing.assert_close(loss, figures["l1"] + 0.5 * figures["lpips"])
+    output = base.decode(base.encode(pixels(batch)))
+    assert training.lpips is not None and training.evaluate(batch)["lpips"].shape == (3,)
+    torch.testing.assert_close(training.evaluate(batch)["lpips"], training.lpips(output, pixels(batch)))
+    assert dict(training.frozen) == {"lpips": training.lpips}
+    assert len(training.digest(training.lpips)) == 64
+    assert not [name for name in training.players["autoencoder"].state_dict() if not name.startswith("model.")]
+
+
+class Clips:
+    """Feed of four random clips, over and over."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def batches(self, *, start: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
+        clips = make_batch(4, 5)
+        while True:
+            rows = torch.arange(start, start := start + batch) % 4
+            yield {name: values[rows] for name, values in clips.items()}
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+class Session:
+    """The session of a run alone in this process, which ends with an Interrupted after the checkpoint of step `until`."""
+
+    rank, local_rank, world, device = 0, 0, 1, torch.device("cpu")
+
+    def __init__(self, folder: Path, until: int) -> None:
+        self.folder, self.until = folder, until
+
+    @contextlib.contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        yield self.folder if self.folder.exists() else None
+
+    def report(self, step: int, folder: Path) -> None:
+        shutil.copytree(folder, self.folder, dirs_exist_ok=True)
+        if step == self.until:
+            raise Interrupted
+
+
+def small_trainable() -> RungTrainable:
+    config = CausalConfig(channels=4, mult=(1, 1), strides=((2, 2),), blocks=1, z=2, patch=2, groups=2)
+    adversarial = AdversarialConfig(start=2, width=4, layers=2, lecam=0.1)
+    return RungTrainable(CausalTokenizer(config), ReconstructionObjective(adversarial=adversarial))
+
+
+def play(folder: Path, until: int = 0) -> dict[str, Tensor]:
+    """Every number of both players after a run, or nothing where it was interrupted."""
+    players = {name: PlayerConfig(lr=1e-3) for name in ("autoencoder", "discriminator")}
+    config = FitConfig(steps=4, global_batch=2, optimizers=players, ema=0.9, log_every=1, checkpoint_every=3)
+    out = Folder(str(folder))
+    out.write_text(TURN, "mine")
+    work = Work(small_trainable, Clips(), Clips(), config, out, Resources(batch_size=2), "mine")
+    loop = Loop(work, Session(folder / "checkpoint", until))
+    with contextlib.suppress(Interrupted):
+        loop.run()
+    return {f"{player}.{name}": tensor for player, net in loop.trainable.players.items() for name, tensor in net.state_dict().items()}
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_resumed_run_ends_with_the_same_discriminator_and_averages(tmp_path: Path) -> None:
+    whole = play(tmp_path / "whole")
+    play(tmp_path / "parts", until=3)
+    torch.testing.assert_close(play(tmp_path / "parts"), whole, rtol=0, atol=0)
+    assert whole["discriminator.lecam.real"] != 0
+    lines = [read_metrics(Folder(str(tmp_path / name))) for name in ("whole", "parts")]
+    for mine, theirs in zip(*lines, strict=True):
+        clock = {"time", "train/samples_per_second"}
+        assert {k: v for k, v in mine.items() if k not in clock} == {k: v for k, v in theirs.items() if k not in clock}
+    assert ["train/gan_d" in line for line in lines[0]] == [False, True, True, True]
