@@ -4,6 +4,7 @@
 Not covered: the loop (`kinetok.infra.training`), what the clips look like (`data/feed.py`), what a model learns from them (`tokenizers`).
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -12,8 +13,9 @@ from pydantic import Field
 
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ConfigError, ContractError
-from kinetok.infra.fit import FitConfig, accumulation, fit
+from kinetok.infra.fit import SUMMARY, FitConfig, accumulation, fit
 from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
+from kinetok.infra.storage import Folder
 from kinetok.pipelines.stages.clips import Clips
 from kinetok.tokenizers.catalog import ObjectiveConfig, TokenizerConfig
 
@@ -63,6 +65,8 @@ class Train(Stage, FitConfig):
         from kinetok.pipelines.data.clip_index import ClipIndex
         from kinetok.pipelines.data.feed import ClipFeed
 
+        notes = self._notes()
+        ctx.progress(note="; ".join(notes))
         lower, features = ctx.optional("lower"), ctx.optional("features")
         if features is not None:
             _require_contract(features, lower, ctx.input("data"))
@@ -77,7 +81,24 @@ class Train(Stage, FitConfig):
             progress=ctx.progress,
             stop=ctx.stop,
         )
+        _complete(ctx.out, notes, metrics)
         return StageResult(metrics)
+
+    def _notes(self) -> tuple[str, ...]:
+        """What the run must say of its loss. Raises ConfigError, before workers start, where weights that it names cannot be had."""
+        try:
+            return self.objective.notes()
+        except ValueError as error:
+            raise ConfigError(f"objective: {error}") from error
+
+
+def _complete(out: Folder, notes: tuple[str, ...], metrics: Mapping[str, float]) -> None:
+    """Add what only the driver knows: the notes to `training.json`, the validation figures to the model card."""
+    from kinetok.tokenizers.card import CARD_FILE, figures
+
+    out.write_text(SUMMARY, json.dumps(json.loads(out.read_text(SUMMARY)) | {"notes": notes}, indent=1))
+    card = f"model/{CARD_FILE}"
+    out.write_text(card, out.read_text(card) + figures(metrics))
 
 
 def misfits(data: Ref, model: Stage, stages: Mapping[str, Stage]) -> Iterator[str]:
@@ -97,9 +118,9 @@ def build_trainable(model: TokenizerConfig, objective: ObjectiveConfig, lower: A
 
 
 def _open(lower: Artifact | None) -> "Tokenizer | None":
-    from kinetok.pipelines.models import model_folder, open_model
+    from kinetok.pipelines.models import growable, model_folder, open_model
 
-    return None if lower is None else open_model(model_folder(lower))
+    return None if lower is None else growable(open_model(model_folder(lower)))
 
 
 def _require_contract(features: Artifact, lower: Artifact | None, clips: Artifact) -> None:

@@ -1,6 +1,7 @@
 """`train`: a base model on real workers, then a grown one on it in this process, with features cached or computed (contract 5)."""
 
 import contextlib
+import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from kinetok.infra.artifact import Artifact, Counts
 from kinetok.infra.errors import ConfigError, ContractError
-from kinetok.infra.fit import TURN
+from kinetok.infra.fit import SUMMARY, TURN
 from kinetok.infra.job import parse_job
 from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.plan import input_info
@@ -62,7 +63,8 @@ def in_process(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(build: Any, feed: Any, validation: Any, config: Any, *, out: Folder, resources: Resources, **_: object) -> dict[str, float]:
         out.write_text(TURN, "mine")
         Loop(Work(build, feed, validation, config, out, resources, "mine"), Alone()).run()
-        return {}
+        out.write_text(SUMMARY, "{}")
+        return {name: value for name, value in read_metrics(out)[-1].items() if name.startswith("val/")}
 
     monkeypatch.setattr(train, "fit", fit)
 
@@ -132,6 +134,20 @@ def test_clips_without_a_val_split_train_without_evaluation(in_process: None, ma
     assert out.exists("model/config.json")
 
 
+def test_a_run_says_what_its_loss_lacks_and_its_figures_reach_the_card(in_process: None, make_clips: Any, tmp_path: Path) -> None:
+    out = Folder(str(tmp_path / "out"))
+    metrics = run(BASE | {"steps": 1}, out, data=make_clips(4, val=(1,))).metrics
+    assert json.loads(out.read_text(SUMMARY))["notes"] == ["trains without LPIPS: objective.perceptual names no weights"]
+    card = out.read_text("model/README.md")
+    assert f"| psnr | {metrics['val/psnr']:.6g} |" in card and "| `kl` | `1e-06` |" in card
+
+
+def test_perceptual_weights_that_are_not_there_end_the_run_before_workers_start(make_clips: Any, tmp_path: Path) -> None:
+    fields = BASE | {"objective": {"perceptual": {"weights": str(tmp_path / "vgg.pth")}}}
+    with pytest.raises(ConfigError, match=r"objective: .*vgg\.pth is no file here"):
+        run(fields, Folder(str(tmp_path / "out")), data=make_clips(4))
+
+
 def test_features_of_another_model_or_other_clips_are_refused(make_clips: Any, finish: Finish, tmp_path: Path) -> None:
     clips, base = make_clips(3, val=(1,)), untrained(Folder(str(tmp_path / "base")), finish)
     features = cached(clips, base, finish)
@@ -177,6 +193,13 @@ def told(base: dict[str, Any], grown: dict[str, Any], clips: dict[str, Any], res
         (
             {"base": {"optimizers": {"encoder": {"lr": 1e-3}}}},
             ["stages.base.optimizers: they name encoder; the model trains autoencoder"],
+        ),
+        (
+            {"base": {"objective": {"adversarial": {"start": 5}}}},
+            [
+                "stages.base.optimizers: they name autoencoder; the model trains autoencoder, discriminator",
+                "stages.base.objective.adversarial.start: the discriminator would start at step 5, after the last, 4",
+            ],
         ),
         ({"grown": {"lower": None, "features": None}}, ["stages.grown.lower: is missing; a grown model"]),
         ({"grown": {"lower": None}}, ["stages.grown.lower: is missing", "stages.grown.features: they are of a lower model"]),
