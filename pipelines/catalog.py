@@ -2,12 +2,15 @@
 
 from kinetok.infra.stage import Stage
 from kinetok.pipelines.stages.clips import Clips
+from kinetok.pipelines.stages.diffusion import Diffusion
 from kinetok.pipelines.stages.encode import Encode
 from kinetok.pipelines.stages.evaluate import Evaluate
+from kinetok.pipelines.stages.generate import Generate
 from kinetok.pipelines.stages.ingest import Ingest
 from kinetok.pipelines.stages.model import Model
 from kinetok.pipelines.stages.report import Report
 from kinetok.pipelines.stages.scenes import Scenes
+from kinetok.pipelines.stages.text import Text
 from kinetok.pipelines.stages.train import Train
 
 STAGES: tuple[type[Stage], ...] = (
@@ -17,6 +20,9 @@ STAGES: tuple[type[Stage], ...] = (
     Clips,
     Train,
     Encode,
+    Text,
+    Diffusion,
+    Generate,
     Evaluate,
     Report,
 )

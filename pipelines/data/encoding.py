@@ -37,8 +37,9 @@ from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.decode import Pixels, decode_clips
 from kinetok.pipelines.data.reasons import BadVideo, Reason
 from kinetok.pipelines.data.sources import read_range
-from kinetok.pipelines.data.token_shards import BadSample, Line, Sample, stored, write_shard
+from kinetok.pipelines.data.token_shards import TOKENS, BadSample, Line, Sample, stored, write_shard
 from kinetok.tokenizers.base import DecodeRecipe, LowerStage, Tokenizer
+from kinetok.tokenizers.causal.chunks import ChunkPlan, encode_chunks, join_latents
 
 UNIT_BYTES = 32 << 20
 """Pixels of one decode task: large against the 15 ms that a block costs, small against memory."""
@@ -81,6 +82,8 @@ class Encoding:
     """Type the numbers are stored in."""
     recipe: DecodeRecipe
     resources: Resources
+    chunks: ChunkPlan | None = None
+    """Encode clips in these chunks; None encodes each at once."""
 
     @property
     def unit_clips(self) -> int:
@@ -296,7 +299,9 @@ class Encoder:
 
     def _forward(self, video_BCTHW: Tensor) -> dict[str, Tensor]:
         if self.encoding.content == "tokens":
-            return {"tokens": self.model.encode(video_BCTHW).values}
+            if self.encoding.chunks is None:
+                return {TOKENS: self.model.encode(video_BCTHW).values}
+            return {TOKENS: join_latents(encode_chunks(self.model, video_BCTHW, self.encoding.chunks))}
         found = cast(LowerStage, self.model).growth_features(video_BCTHW)
         return {"full": found.full_BDthw, "key": found.key_BDthw}
 

@@ -1,15 +1,20 @@
-"""`each_on_ray`: one Ray Data task per item, rows back as they finish. The settings of Ray Data that kinetok's stages want.
+"""One Ray Data task per item (`each_on_ray`), or one call of a model actor (`each_on_actors`), rows back as they finish.
 
-One block per item costs about 25 ms and keeps resume simple: an item is a unit of commit. A task whose process dies is run again
-by Ray; an error of the function ends the iteration. Not covered: pipelines of several operators (`encoding.py`).
+One block per item costs about 25 ms and keeps resume simple: an item is a unit of commit. A task or an actor whose process dies is
+run again by Ray; an error of the function ends the iteration. Not covered: pipelines of several operators (`encoding.py`).
 """
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from kinetok.infra.errors import DataError, KinetokError, StoreError
 from kinetok.infra.launch import start_ray
+from kinetok.infra.stage import Resources
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 Item = dict[str, Any]
 
@@ -20,8 +25,54 @@ def each_on_ray(function: Callable[[Item], Item], items: list[Item], *, at_once:
     Raises DataError where `function` raised a KinetokError, StoreError where it raised an OSError (a full disk, a lost store),
     with the same message; anything else comes as Ray wraps it.
     """
-    if not items:
-        return
+    from ray.data import TaskPoolStrategy
+
+    if items:
+        yield from _rows(_source(items).map(partial(_guarded, function), num_cpus=1, compute=TaskPoolStrategy(size=at_once)))
+
+
+def each_on_actors(open_function: Callable[[], Callable[[Item], Item]], items: list[Item], *, resources: Resources) -> Iterator[Item]:
+    """The function that `open_function` returns, opened once in each of `resources.workers` actors, of every item, in any order.
+
+    Raises as `each_on_ray` does.
+    """
+    from ray.data import ActorPoolStrategy
+
+    if items:
+        pool = ActorPoolStrategy(size=min(resources.workers, len(items)))
+        # That a class may stand for the function, `Dataset.map` does not say in its annotation.
+        data = _source(items).map(
+            _Actor,  # type: ignore[arg-type]
+            fn_constructor_args=(open_function,),
+            compute=pool,
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+        )
+        yield from _rows(data)
+
+
+class _Actor:
+    """Holds what is expensive to open."""
+
+    def __init__(self, open_function: Callable[[], Callable[[Item], Item]]) -> None:
+        self.function = open_function()
+
+    def __call__(self, item: Item) -> Item:
+        return _guarded(self.function, item)
+
+
+def _guarded(function: Callable[[Item], Item], item: Item) -> Item:
+    # Ray would lose the type of an exception, and print the traceback of a user's mistake.
+    try:
+        return {"row": function(item), "wrong_data": None, "lost_store": None}
+    except KinetokError as error:
+        return {"row": None, "wrong_data": str(error), "lost_store": None}
+    except OSError as error:
+        return {"row": None, "wrong_data": None, "lost_store": str(error)}
+
+
+def _source(items: list[Item]) -> "Dataset":
+    """One block per item, with the settings of Ray Data that kinetok's stages want."""
     start_ray()
     import ray.data
 
@@ -32,18 +83,11 @@ def each_on_ray(function: Callable[[Item], Item], items: list[Item], *, at_once:
     context.op_resource_reservation_enabled = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    return ray.data.from_items(items, override_num_blocks=len(items))
 
-    def guarded(item: Item) -> Item:
-        # Ray would lose the type of an exception, and print the traceback of a user's mistake.
-        try:
-            return {"row": function(item), "wrong_data": None, "lost_store": None}
-        except KinetokError as error:
-            return {"row": None, "wrong_data": str(error), "lost_store": None}
-        except OSError as error:
-            return {"row": None, "wrong_data": None, "lost_store": str(error)}
 
-    data = ray.data.from_items(items, override_num_blocks=len(items))
-    for done in data.map(guarded, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=at_once)).iter_rows():
+def _rows(data: "Dataset") -> Iterator[Item]:
+    for done in data.iter_rows():
         if done["wrong_data"] is not None:
             raise DataError(done["wrong_data"])
         if done["lost_store"] is not None:

@@ -207,7 +207,8 @@ def read_index(out: Folder) -> pa.Table:
 
 def require_spec(shards: TokenSpec, model: TokenSpec) -> None:
     """Refuse shards that another tokenizer wrote (contract 3); how the numbers are stored is the shards' own affair."""
-    stored: dict[str, object] = {"content": shards.content, "dtype": shards.dtype, "recipe": shards.recipe}
+    own = ("content", "dtype", "recipe", "chunk_frames", "chunk_overlap")
+    stored: dict[str, object] = {name: getattr(shards, name) for name in own}
     if shards.content == "features":
         stored["channels"] = shards.channels
     difference = shards.difference(model.model_copy(update=stored))

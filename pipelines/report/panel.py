@@ -1,10 +1,11 @@
-"""Pictures of `evaluate`: original, reconstruction and error map side by side as a small mp4 that every browser plays.
+"""Pictures of `evaluate`, original, reconstruction and error map side by side as a small mp4 that every browser plays, and of `generate`.
 
 Error maps show the mean absolute error of a pixel's channels on one fixed scale: black is 0, the brightest colour `ERROR_SCALE` and more
 of the range [-1, 1]. Small clips are enlarged by whole pixels, so that chroma subsampling does not blur what is judged.
 """
 
 import io
+from collections.abc import Sequence
 from fractions import Fraction
 
 import av
@@ -12,12 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 ERROR_SCALE = 0.5
 PANE = 192
 """Panes lower than this are enlarged, by a whole factor."""
 GUTTER = 4
 """White columns between panes."""
+WHITE = 255
+SHEET_FRAMES = 6
 CRF = "23"
 HEAT = torch.tensor([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=torch.float32)
 """Colours of rising error, equally spaced; dark to bright, so that they read in grey too."""
@@ -25,13 +29,36 @@ HEAT = torch.tensor([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [25
 
 def triptych(original_CTHW: Tensor, restored_CTHW: Tensor) -> NDArray[np.uint8]:
     """Original, reconstruction, error map: uint8 frames (T, H, W', 3) with even sides."""
-    panes = [_pixels(original_CTHW), _pixels(restored_CTHW), _heat((original_CTHW - restored_CTHW).abs().mean(0))]
-    scale = max(1, -(-PANE // panes[0].shape[1]))
-    large = [pane.repeat_interleave(scale, 1).repeat_interleave(scale, 2) for pane in panes]
-    gap = torch.full((*large[0].shape[:2], GUTTER, 3), 255, dtype=torch.uint8)
-    whole = torch.cat([large[0], gap, large[1], gap, large[2]], 2)
-    rows, columns = whole.shape[1] // 2 * 2, whole.shape[2] // 2 * 2
-    return whole[:, :rows, :columns].numpy()
+    panes = [pixels(original_CTHW), pixels(restored_CTHW), _heat((original_CTHW - restored_CTHW).abs().mean(0))]
+    large = [enlarged(pane) for pane in panes]
+    gap = torch.full((*large[0].shape[:2], GUTTER, 3), WHITE, dtype=torch.uint8)
+    return _even(torch.cat([large[0], gap, large[1], gap, large[2]], 2)).numpy()
+
+
+def enlarged(frames_THWC: Tensor) -> Tensor:
+    """The frames by the least whole factor that makes them PANE rows high, sides even."""
+    scale = max(1, -(-PANE // frames_THWC.shape[1]))
+    return _even(frames_THWC.repeat_interleave(scale, 1).repeat_interleave(scale, 2))
+
+
+def contact_sheet(videos: Sequence[Tensor]) -> NDArray[np.uint8]:
+    """A row for each video (T, H, W, 3): at most SHEET_FRAMES of its frames, evenly spaced, the first and the last among them."""
+    rows = []
+    for frames_THWC in videos:
+        count = min(SHEET_FRAMES, len(frames_THWC))
+        chosen = enlarged(frames_THWC[torch.linspace(0, len(frames_THWC) - 1, count).round().long()])
+        rows.append(functional.pad(chosen, (0, 0, 0, GUTTER, 0, GUTTER), value=WHITE).permute(1, 0, 2, 3).flatten(1, 2))
+    return torch.cat(rows).numpy()
+
+
+def png(image_HWC: NDArray[np.uint8]) -> bytes:
+    """One picture as PNG."""
+    codec = av.CodecContext.create("png", "w")
+    codec.height, codec.width = image_HWC.shape[:2]
+    codec.pix_fmt = "rgb24"
+    codec.time_base = Fraction(1)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_HWC), format="rgb24")
+    return b"".join(bytes(packet) for packet in (*codec.encode(frame), *codec.encode(None)))
 
 
 def mp4(frames_THWC: NDArray[np.uint8], fps: float) -> bytes:
@@ -47,7 +74,13 @@ def mp4(frames_THWC: NDArray[np.uint8], fps: float) -> bytes:
     return target.getvalue()
 
 
-def _pixels(video_CTHW: Tensor) -> Tensor:
+def _even(frames_THWC: Tensor) -> Tensor:
+    """Without the last row or column where their number is odd: yuv420p has none."""
+    rows, columns = frames_THWC.shape[1] // 2 * 2, frames_THWC.shape[2] // 2 * 2
+    return frames_THWC[:, :rows, :columns]
+
+
+def pixels(video_CTHW: Tensor) -> Tensor:
     """[-1, 1] to uint8 (T, H, W, 3)."""
     return ((video_CTHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
 

@@ -1,4 +1,4 @@
-"""What `evaluate` writes and `report` reads: the shapes of `table.json` and `panel.json`. Imports no torch."""
+"""What `evaluate` and `generate` write and `report` reads: the shapes of `table.json`, `panel.json`, `prompts.json`. Imports no torch."""
 
 from typing import Literal
 
@@ -7,6 +7,7 @@ from pydantic import TypeAdapter
 from kinetok.infra.config import Config
 
 TABLE, PANEL, CLIPS = "table.json", "panel.json", "clips.parquet"
+GENERATION, CONTACT = "prompts.json", "contact.png"
 
 
 class RungCost(Config):
@@ -83,3 +84,28 @@ class Shown(Config):
 
 ShownList = TypeAdapter(list[Shown])
 """`panel.json`."""
+
+
+class Generated(Config):
+    """One generated video."""
+
+    prompt: str
+    file: str
+    seed: int
+
+
+class Generation(Config):
+    """`prompts.json`: what was generated, and how."""
+
+    tokenizer: str
+    """Name of the tokenizer's artifact."""
+    encoder: str
+    """Kind of the text encoder; `untrained` tells captions apart and understands none."""
+    frames: int
+    fps: float
+    steps: int
+    """Euler steps."""
+    guidance: float
+    tokens: int
+    """Of the transformer, for one video."""
+    videos: tuple[Generated, ...]

@@ -58,7 +58,7 @@ class Evaluate(Stage):
         clips = Clips(index, choose(index, self.split, self.max_clips, self.seed), ctx.resources.batch_size)
         if not clips.rows:
             raise DataError(f"{ctx.input('data').name} has no {self.split} clips: raise val_fraction, or use more source videos")
-        with _threads(ctx.resources.cpus):
+        with threads(ctx.resources.cpus):
             average = average_frame(clips)
             if len(clips.bad) == len(clips.rows):
                 raise DataError(f"none of {len(clips.rows)} clips can be read any more: {next(iter(clips.bad.values()))}")
@@ -149,7 +149,7 @@ def _write_parquet(ctx: StageContext, name: str, rows: list[dict[str, object]]) 
 
 
 @contextmanager
-def _threads(cpus: float) -> Iterator[None]:
+def threads(cpus: float) -> Iterator[None]:
     """Torch's intra-op threads for the block."""
     import torch
 

@@ -1,0 +1,142 @@
+"""Text embeddings of the captions of clips, in shards like those of tokens: writing them with a frozen encoder, reading them by id.
+
+Each sample holds `text`, (n, E): the embeddings of the n tokens of its caption, without padding; a reader pads them to `max_tokens`.
+`spec.json` is a `TextSpec`. Shards are those of the clip index, and captions that repeat inside one are encoded once. Not covered: the
+encoders (`kinetok.llm.text`), which shards are due (`stages/text.py`).
+
+Legend: B captions, L text tokens, E text width, n tokens of one caption.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import pyarrow as pa
+import ray
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from kinetok.infra.artifact import Artifact
+from kinetok.infra.config import Config
+from kinetok.infra.errors import ConfigError, DataError
+from kinetok.infra.stage import Resources
+from kinetok.infra.storage import Folder
+from kinetok.llm.text import TextConfig, TextEncoder
+from kinetok.pipelines.data.clip_index import ClipIndex
+from kinetok.pipelines.data.ray_tasks import Item, each_on_actors
+from kinetok.pipelines.data.tars import read_members
+from kinetok.pipelines.data.token_shards import SPEC_FILE, Line, Sample, Shards, read_index, shard_name, stored, write_shard
+
+TEXT = "text"
+Stored = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ABOUT = ("id", "video", "start", "end", "caption", "split")
+
+
+class TextSpec(Config):
+    """What text shards hold and which weights wrote it."""
+
+    text: TextConfig
+    width: int
+    """Numbers of one embedding."""
+    weights: str
+    """sha256 over the encoder's weights."""
+    dtype: Stored
+    """Type the numbers are stored in."""
+
+    def __str__(self) -> str:
+        return f"{self.text.path or self.text.encoder} ({self.text.max_tokens} tokens of {self.width}, weights {self.weights[:12]})"
+
+    @classmethod
+    def of(cls, encoder: TextEncoder, dtype: Stored) -> "TextSpec":
+        return cls(text=encoder.config, width=encoder.width, weights=encoder.digest(), dtype=dtype)
+
+
+def open_encoder(config: TextConfig) -> TextEncoder:
+    """The text encoder, on the CPU; ConfigError where what `config` names is missing or another model."""
+    try:
+        return TextEncoder(config)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"text: {error}") from error
+
+
+@dataclass(frozen=True)
+class TextShards(Shards):
+    """The samples of a `text` artifact."""
+
+    spec: TextSpec
+
+    @classmethod
+    def open(cls, artifact: Artifact) -> Self:
+        """Read the spec and the index, no samples."""
+        spec = TextSpec.model_validate_json(artifact.folder.read_bytes(SPEC_FILE))
+        return cls(artifact.folder, read_index(artifact.folder), spec)
+
+    def embeddings(self, row: int) -> tuple[Tensor, Tensor]:
+        """Embeddings (max_tokens, E) of one sample, float32 and zero after its tokens, and the mask (max_tokens,), true at tokens."""
+        text_nE = self.read(row)[TEXT].float()
+        text_LE = text_nE.new_zeros(self.spec.text.max_tokens, self.spec.width)
+        text_LE[: len(text_nE)] = text_nE
+        return text_LE, torch.arange(len(text_LE)) < len(text_nE)
+
+    def captions(self, split: str) -> Iterator[str]:
+        """The captions of a split that are not empty, each once, in order; shards are read as far as they are asked for."""
+        seen: set[str] = set()
+        for shard in self.rows["shard"].unique().to_pylist():
+            name = shard_name(shard)
+            with self.folder.open(name) as file:
+                for member in (member for member in read_members(file, name) if member.name.endswith(".json")):
+                    about = json.loads(member.data)
+                    if about["split"] == split and about["caption"] and about["caption"] not in seen:
+                        seen.add(about["caption"])
+                        yield about["caption"]
+
+
+@dataclass(frozen=True)
+class TextEncoding:
+    """What to compute: picklable, handed to every worker."""
+
+    text: TextConfig
+    dtype: Stored
+    resources: Resources
+    out: Folder
+
+
+def encode_captions(index: ClipIndex, due: list[int], encoding: TextEncoding) -> Iterator[tuple[int, list[Line]]]:
+    """Encode the captions of the shards numbered `due` and commit each; yields number and manifest lines as they are committed."""
+    rows = ray.put(index.rows.select(_ABOUT).combine_chunks())
+    items: list[Item] = [{"shard": shard, "first": int(index.shards[shard][0]), "clips": len(index.shards[shard])} for shard in due]
+    for done in each_on_actors(lambda: _Worker(encoding, rows), items, resources=encoding.resources):
+        yield done["shard"], json.loads(done["lines"])
+
+
+class _Worker:
+    """An actor's text encoder, and the rows of the clip index."""
+
+    def __init__(self, encoding: TextEncoding, rows: "ray.ObjectRef[pa.Table]") -> None:
+        torch.set_num_threads(max(1, int(encoding.resources.cpus)))
+        self.encoding, self.rows = encoding, rows
+        self.encoder = open_encoder(encoding.text).to(torch.device("cuda" if encoding.resources.gpus else "cpu"))
+
+    def __call__(self, item: Item) -> Item:
+        clips = ray.get(self.rows).slice(item["first"], item["clips"]).to_pylist()
+        payloads = self._payloads(list(dict.fromkeys(clip["caption"] or "" for clip in clips)))
+        samples = (Sample(place, payloads[clip["caption"] or ""], clip) for place, clip in enumerate(clips))
+        lines = write_shard(self.encoding.out, item["shard"], samples, [])
+        return {"shard": item["shard"], "lines": json.dumps(lines)}
+
+    def _payloads(self, captions: list[str]) -> dict[str, bytes]:
+        """Safetensors bytes of each caption."""
+        found: dict[str, bytes] = {}
+        size = self.encoding.resources.batch_size
+        for first in range(0, len(captions), size):
+            chosen = captions[first : first + size]
+            text_BLE, mask_BL = self.encoder.encode(chosen)
+            kept_BLE, kept_BL = stored(text_BLE, DTYPES[self.encoding.dtype]), mask_BL.cpu()
+            for caption, text_LE, mask_L in zip(chosen, kept_BLE, kept_BL, strict=True):
+                if not text_LE.isfinite().all():
+                    raise DataError(f"the embeddings of {caption!r} are not finite as {self.encoding.dtype}: store them as bf16")
+                found[caption] = save({TEXT: text_LE[mask_L].contiguous()})
+        return found

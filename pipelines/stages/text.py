@@ -1,0 +1,65 @@
+"""`text`: the caption of every kept clip through a frozen text encoder, into shards of embeddings beside those of `encode`.
+
+Each shard is committed on its own, its index last; a later attempt keeps what is committed and writes the rest with the same bytes.
+A clip without a caption is encoded as the empty text. Not covered: the files and the work on them (`data/text_shards.py`).
+"""
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from kinetok.infra.artifact import MANIFEST, Counts
+from kinetok.infra.errors import ContractError, DataError
+from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
+from kinetok.llm.text import TextConfig
+
+if TYPE_CHECKING:
+    from kinetok.pipelines.data.text_shards import TextSpec
+
+
+class Text(Stage):
+    """Captions into shards of text embeddings."""
+
+    kind: Literal["text"] = "text"
+    version: ClassVar[int] = 1
+    uses_ray: ClassVar[bool] = True
+    data: Annotated[Ref, Produces("clips")]
+    """The clips whose captions to encode."""
+    text: TextConfig
+    """The text encoder."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Type the embeddings are stored in."""
+
+    def run(self, ctx: StageContext) -> StageResult:
+        """Encode the captions of the shards that are not committed yet, then write the manifest."""
+        from kinetok.pipelines.data.clip_index import ClipIndex
+        from kinetok.pipelines.data.text_shards import TextEncoding, TextSpec, encode_captions, open_encoder
+        from kinetok.pipelines.data.token_shards import resume
+
+        index = ClipIndex.open(ctx.input("data"))
+        if not len(index):
+            raise DataError(f"{ctx.input('data').name} holds no clips: look at its filters and its quarantine")
+        _stamp(ctx, TextSpec.of(open_encoder(self.text), self.dtype))
+        lines = resume(ctx.out)
+        due = [shard for shard in range(len(index.shards)) if shard not in lines]
+        done, began = sum(len(index.shards[shard]) for shard in lines), time.perf_counter()
+        ctx.progress(done=done, total=len(index), unit="captions")
+        for shard, written in encode_captions(index, due, TextEncoding(self.text, self.dtype, ctx.resources, ctx.out)):
+            lines[shard] = written
+            done += len(index.shards[shard])
+            ctx.progress(done=done, total=len(index), unit="captions")
+        ctx.out.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for number in sorted(lines) for line in lines[number]))
+        encoded = sum(len(index.shards[shard]) for shard in due)
+        metrics = {"captions_per_second": encoded / (time.perf_counter() - began)} if due else {}
+        return StageResult(metrics, Counts(input=len(index), written=done))
+
+
+def _stamp(ctx: StageContext, spec: "TextSpec") -> None:
+    """Write `spec.json`; raises ContractError where an earlier attempt was made with another encoder."""
+    from kinetok.pipelines.data.token_shards import SPEC_FILE
+
+    written = spec.model_dump_json(indent=1)
+    if not ctx.out.exists(SPEC_FILE):
+        ctx.out.write_text(SPEC_FILE, written)
+    elif ctx.out.read_text(SPEC_FILE) != written:
+        raise ContractError(f"{ctx.out} holds text of another encoder than {spec}; run with --force to encode again")
