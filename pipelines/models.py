@@ -5,6 +5,8 @@ Imports no Ray, and MLflow only for a `models:/` address. Not covered: what mode
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from kinetok.infra.errors import StoreError
 from kinetok.infra.storage import Folder
 
 if TYPE_CHECKING:
+    from kinetok.llm.dit import VideoDiT
     from kinetok.tokenizers.base import Tokenizer
 
 CONFIG = "config.json"
@@ -50,14 +53,30 @@ def open_model(folder: Folder) -> "Tokenizer":
     """The tokenizer saved in `folder`, in eval mode; copied from an object store to a temporary folder first."""
     from kinetok.tokenizers.catalog import load as load_local
 
+    with _on_disk(folder) as local:
+        return load_local(local)
+
+
+def open_generator(artifact: Artifact) -> "VideoDiT":
+    """The diffusion transformer of a `diffusion` artifact, in eval mode on the CPU."""
+    from kinetok.llm.dit import VideoDiT
+
+    with _on_disk(artifact.folder / MODEL) as local:
+        return VideoDiT.from_pretrained(local)
+
+
+@contextmanager
+def _on_disk(folder: Folder) -> Iterator[Path]:
+    """`folder` on a local disk; copied there for the block where it is on an object store."""
     if folder.is_local:
-        return load_local(folder.local)
+        yield folder.local
+        return
     with tempfile.TemporaryDirectory(prefix="kinetok-") as copy:
         for name in folder.files():
             target = Path(copy, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(folder.read_bytes(name))
-        return load_local(copy)
+        yield Path(copy)
 
 
 def _from_registry(address: str, store: Store) -> "Tokenizer":

@@ -15,7 +15,9 @@ from pydantic import Field
 from kinetok.infra.artifact import MANIFEST, Counts
 from kinetok.infra.errors import ContractError, DataError, QuarantineLimit
 from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
+from kinetok.pipelines.stages.clips import Clips
 from kinetok.pipelines.stages.train import misfits
+from kinetok.tokenizers.causal.chunks import ChunkPlan
 
 if TYPE_CHECKING:
     from kinetok.pipelines.data.clip_index import ClipIndex
@@ -36,14 +38,26 @@ class Encode(Stage):
     """The tokenizer."""
     content: Literal["tokens", "features"] = "tokens"
     """What to keep: tokens, or the trunk features that a grown stage is trained from."""
+    chunks: ChunkPlan | None = None
+    """Encode long clips chunk by chunk and join the latents, as generators of long video want them; None encodes each clip at once."""
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Type the numbers are stored in; integer tokens stay integers."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     """More quarantined clips than this fraction fail the stage."""
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
-        """Clips whose sides the model cannot take."""
+        """Clips whose sides the model cannot take, chunks that do not tile them."""
         yield from misfits(self.data, stages[self.model], stages)
+        clips = stages[self.data]
+        if self.chunks is None:
+            return
+        if self.content != "tokens":
+            yield f"chunks: {self.content} are of whole clips; leave chunks out"
+        if isinstance(clips, Clips) and any(len(span) != self.chunks.frames for span in self.chunks.spans(clips.frames)):
+            yield (
+                f"chunks: the clips of {self.data} have {clips.frames} frames, not so many chunks of {self.chunks.frames} that share "
+                f"{self.chunks.overlap}"
+            )
 
     def run(self, ctx: StageContext) -> StageResult:
         """Encode the shards that are not committed yet, then write the manifest."""
@@ -53,7 +67,7 @@ class Encode(Stage):
 
         index = ClipIndex.open(ctx.input("data"))
         model = partial(open_model, model_folder(ctx.input("model")))
-        encoding = Encoding(model, self.content, self.dtype, index.recipe, ctx.resources)
+        encoding = Encoding(model, self.content, self.dtype, index.recipe, ctx.resources, self.chunks)
         return encode(ctx, index, encoding, self.max_bad_fraction)
 
 
@@ -88,6 +102,8 @@ def _stored_spec(encoding: "Encoding") -> "TokenSpec":
     model = encoding.open_model()
     spec = model.spec()
     changes: dict[str, object] = {"content": encoding.content, "recipe": encoding.recipe}
+    if encoding.chunks is not None:
+        changes |= {"chunk_frames": encoding.chunks.frames, "chunk_overlap": encoding.chunks.overlap}
     if encoding.content == "features":
         changes["channels"] = cast("LowerStage", model).feature_channels
     if encoding.content == "features" or spec.vocabulary is None:
