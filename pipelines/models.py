@@ -1,9 +1,11 @@
-"""`load`: a trained tokenizer from wherever it is: a folder, an artifact of a store, or MLflow's registry.
+"""`load`: a trained tokenizer from wherever it is: a folder, an artifact of a store, MLflow's registry, or the Hugging Face hub.
 
 Imports no Ray, and MLflow only for a `models:/` address. Not covered: what models there are (`kinetok.tokenizers.catalog`).
 """
 
+import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,34 +13,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinetok.infra.artifact import Artifact, Store
-from kinetok.infra.errors import StoreError
+from kinetok.infra.errors import ConfigError, StoreError
 from kinetok.infra.storage import Folder
 
 if TYPE_CHECKING:
     from kinetok.llm.dit import VideoDiT
-    from kinetok.tokenizers.base import Tokenizer
+    from kinetok.tokenizers.base import LowerStage, Tokenizer
 
 CONFIG = "config.json"
 MODEL = "model"
 STORE_VARIABLE = "KINETOK_STORE"
 DEFAULT_STORE = "work"
 REGISTRY = "models:/"
+VAE = "vae"
+"""Where pipelines of diffusers keep their autoencoder."""
+WEIGHTS = "diffusion_pytorch_model*"
+"""Weights of diffusers, in one file or several with an index."""
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load(where: str | Path, *, store: str | Path | None = None) -> "Tokenizer":
     """The tokenizer at `where`, in eval mode on the CPU.
 
-    `where` is a folder with `config.json`, a folder of a `train` artifact, the name or key of one in `store` (default: $KINETOK_STORE, else
-    `./work`), or `models:/name@alias` and `models:/name/version` in MLflow ($MLFLOW_TRACKING_URI, else the store's own database).
-    Raises StoreError where there is none.
+    `where` is a folder with `config.json` (of diffusers too, or of one of its pipelines), a folder of a `train` artifact, the name or key
+    of one in `store` (default: $KINETOK_STORE, else `./work`), `models:/name@alias` and `models:/name/version` in MLflow
+    ($MLFLOW_TRACKING_URI, else the store's own database), or an `owner/name` of the Hugging Face hub. Raises StoreError where there is
+    none, or none that can be used.
     """
     text = os.fspath(where)
     place = Store(Folder(str(store or os.environ.get(STORE_VARIABLE, DEFAULT_STORE))))
     if text.startswith(REGISTRY):
         return _from_registry(text, place)
-    for folder in (Folder(text), Folder(text) / MODEL):
+    for folder in (Folder(text), Folder(text) / MODEL, Folder(text) / VAE):
         if folder.exists(CONFIG):
             return open_model(folder)
+    if HUB_ID.fullmatch(text) and not Path(text).exists():
+        return open_model(_from_hub(text))
     return open_model(model_folder(place.find(text)))
 
 
@@ -51,10 +61,8 @@ def model_folder(artifact: Artifact) -> Folder:
 
 def open_model(folder: Folder) -> "Tokenizer":
     """The tokenizer saved in `folder`, in eval mode; copied from an object store to a temporary folder first."""
-    from kinetok.tokenizers.catalog import load as load_local
-
     with _on_disk(folder) as local:
-        return load_local(local)
+        return _open_local(local)
 
 
 def open_generator(artifact: Artifact) -> "VideoDiT":
@@ -63,6 +71,16 @@ def open_generator(artifact: Artifact) -> "VideoDiT":
 
     with _on_disk(artifact.folder / MODEL) as local:
         return VideoDiT.from_pretrained(local)
+
+
+def growable(model: "Tokenizer") -> "LowerStage":
+    """`model`, where others can be grown upon it; ConfigError with the reason where they cannot."""
+    from kinetok.tokenizers.base import lower_stage
+
+    try:
+        return lower_stage(model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 @contextmanager
@@ -79,9 +97,34 @@ def _on_disk(folder: Folder) -> Iterator[Path]:
         yield Path(copy)
 
 
-def _from_registry(address: str, store: Store) -> "Tokenizer":
-    from kinetok.infra.mlflow_store import registered_files
+def _open_local(folder: str | Path) -> "Tokenizer":
     from kinetok.tokenizers.catalog import load as load_local
 
-    with registered_files(store, address) as folder:
+    try:
         return load_local(folder)
+    except ValueError as error:
+        raise StoreError(str(error)) from error
+
+
+def _from_hub(name: str) -> Folder:
+    """The autoencoder of a repository on the Hugging Face hub: its settings first, its weights only where there is an adapter."""
+    from huggingface_hub import snapshot_download
+
+    from kinetok.tokenizers.catalog import adapter_of
+    from kinetok.tokenizers.pretrained.base import CLASS_KEY
+
+    try:
+        copy = Path(snapshot_download(name, allow_patterns=[CONFIG, f"{VAE}/{CONFIG}"]))
+        place = VAE if (copy / VAE / CONFIG).is_file() else "."
+        adapter_of(json.loads((copy / place / CONFIG).read_text()).get(CLASS_KEY))
+        snapshot_download(name, allow_patterns=[WEIGHTS if place == "." else f"{place}/{WEIGHTS}"])
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{name} is no folder with a {CONFIG}, and the Hugging Face hub gives no model of that name: {error}") from error
+    return Folder(str(copy / place))
+
+
+def _from_registry(address: str, store: Store) -> "Tokenizer":
+    from kinetok.infra.mlflow_store import registered_files
+
+    with registered_files(store, address) as folder:
+        return _open_local(folder)
