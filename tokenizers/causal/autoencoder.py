@@ -2,11 +2,12 @@
 
 Source: the continuous form of MagViT-v2 (arXiv 2310.05737) as ProMAG (arXiv 2501.05442) uses it; where the paper is silent, the
 layout follows Open-MAGVIT2's video network (arXiv 2409.04410). Small and full-size models differ in the numbers of `CausalConfig`
-only. Not covered: adversarial and perceptual losses, initialisation from an image model, tiling, streaming.
+only. Not covered: losses (`training`).
 
 Legend: B clips, C pixel channels, T H W frames, rows, columns, D trunk width, t h w latent positions.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 from typing import Literal, Self
@@ -19,8 +20,9 @@ from kinetok.tokenizers.base import Count, ModelConfig
 from kinetok.tokenizers.causal import start
 from kinetok.tokenizers.causal.layers import (
     CausalConv3d,
+    Memory,
     NormKind,
-    ResBlock,
+    ResBlocks,
     Upsample,
     depth_to_space,
     pad_frames,
@@ -87,17 +89,17 @@ class EncoderTrunk(nn.Module):
         super().__init__()
         self.patch = config.patch
         self.from_pixels = CausalConv3d(PIXELS * config.patch**2, config.widths[0])
-        self.levels = nn.ModuleList(residual_blocks(width, config) for width in config.widths)
+        self.levels = nn.ModuleList(ResBlocks(config.blocks, width, config.groups, config.norm) for width in config.widths)
         self.downs = nn.ModuleList(
             CausalConv3d(width, wider, stride=(time, space, space))
             for (width, wider), (time, space) in zip(pairwise(config.widths), config.strides, strict=True)
         )
 
-    def forward(self, video_BCTHW: Tensor) -> Tensor:
+    def forward(self, video_BCTHW: Tensor, memory: Memory | None = None) -> Tensor:
         patches = space_to_depth(video_BCTHW, space=self.patch).contiguous(memory_format=torch.channels_last_3d)
-        x_BCTHW: Tensor = self.levels[0](self.from_pixels(patches))
+        x_BCTHW: Tensor = self.levels[0](self.from_pixels(patches, memory), memory)
         for down, level in zip(self.downs, self.levels[1:], strict=True):
-            x_BCTHW = level(down(x_BCTHW))
+            x_BCTHW = level(down(x_BCTHW, memory), memory)
         return x_BCTHW
 
 
@@ -107,23 +109,18 @@ class DecoderTrunk(nn.Module):
     def __init__(self, config: CausalConfig) -> None:
         super().__init__()
         self.patch = config.patch
-        self.levels = nn.ModuleList(residual_blocks(width, config) for width in config.widths)
+        self.levels = nn.ModuleList(ResBlocks(config.blocks, width, config.groups, config.norm) for width in config.widths)
         self.ups = nn.ModuleList(
             Upsample(wider, width, time=time, space=space)
             for (width, wider), (time, space) in zip(pairwise(config.widths), config.strides, strict=True)
         )
         self.to_pixels = CausalConv3d(config.widths[0], PIXELS * config.patch**2)
 
-    def forward(self, features_BDthw: Tensor) -> Tensor:
-        x_BCTHW = self.levels[-1](features_BDthw.contiguous(memory_format=torch.channels_last_3d))
+    def forward(self, features_BDthw: Tensor, memory: Memory | None = None) -> Tensor:
+        x_BCTHW = self.levels[-1](features_BDthw.contiguous(memory_format=torch.channels_last_3d), memory)
         for up, level in zip(reversed(self.ups), reversed(self.levels[:-1]), strict=True):
-            x_BCTHW = level(up(x_BCTHW))
-        return depth_to_space(self.to_pixels(x_BCTHW), time=1, space=self.patch)
-
-
-def residual_blocks(width: int, config: CausalConfig) -> nn.Sequential:
-    """The residual blocks of one level."""
-    return nn.Sequential(*(ResBlock(width, config.groups, config.norm) for _ in range(config.blocks)))
+            x_BCTHW = level(up(x_BCTHW, memory), memory)
+        return depth_to_space(self.to_pixels(x_BCTHW, memory), time=1, space=self.patch)
 
 
 class CausalTokenizer(Rung):
@@ -172,4 +169,13 @@ class CausalTokenizer(Rung):
 
     def decode_features(self, features_BDthw: Tensor) -> Tensor:
         video_BCTHW: Tensor = self.decoder(features_BDthw)
+        return video_BCTHW
+
+    def next_features(self, video_BCTHW: Tensor, memories: Sequence[Memory]) -> list[Tensor]:
+        # A later piece begins one frame behind a multiple of every rate's step.
+        firsts = [2**rate - 1 if memory else 0 for rate, memory in enumerate(memories)]
+        return [self.encoder(video_BCTHW[:, :, firsts[rate] :: 2**rate], memory) for rate, memory in enumerate(memories)]
+
+    def next_frames(self, features_BDthw: Tensor, memory: Memory) -> Tensor:
+        video_BCTHW: Tensor = self.decoder(features_BDthw, memory)
         return video_BCTHW

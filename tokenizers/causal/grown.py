@@ -23,7 +23,7 @@ this rung (t = 2s - 1).
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +34,17 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from kinetok.tokenizers.base import Count, Geometry, GrowthFeatures, ModelConfig, Tokenizer, lower_stage
-from kinetok.tokenizers.causal.layers import CausalConv3d, FrameNorm, NormKind, ResBlock, Upsample, pick_latest_, repeat_frames, zero_
+from kinetok.tokenizers.causal.layers import (
+    CausalConv3d,
+    FrameNorm,
+    Memory,
+    NormKind,
+    ResBlocks,
+    Upsample,
+    pick_latest_,
+    repeat_frames,
+    zero_,
+)
 from kinetok.tokenizers.causal.posterior import DualHeads, Heads, LatentHeads
 from kinetok.tokenizers.causal.rung import Rung
 
@@ -82,14 +92,14 @@ class AdaNorm(nn.Module):
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, full_BDthw: Tensor, key_BDshw: Tensor) -> Tensor:
+    def forward(self, full_BDthw: Tensor, key_BDshw: Tensor, *, first: bool = True) -> Tensor:
         normal_BDthw: Tensor = self.norm(full_BDthw)
         if self.modulation is None:
             return normal_BDthw
         condition_BDshw = key_BDshw.mean((3, 4), keepdim=True) if self.pooled else key_BDshw
         modulation_BDshw = self.modulation(condition_BDshw.movedim(1, -1)).movedim(-1, 1)
         # Two fine steps share the key step that ends with them: r reaches step s only with fine steps <= 2s, so nothing leaks back.
-        scale_BDthw, *shift_BDthw = torch.split(repeat_frames(modulation_BDshw), full_BDthw.shape[1], dim=1)
+        scale_BDthw, *shift_BDthw = torch.split(repeat_frames(modulation_BDshw, first=first), full_BDthw.shape[1], dim=1)
         scaled_BDthw = normal_BDthw * (1 + scale_BDthw)
         return scaled_BDthw + shift_BDthw[0] if shift_BDthw else scaled_BDthw
 
@@ -101,7 +111,7 @@ class MixingEncoder(nn.Module):
         super().__init__()
         self.mode, self.key = config.mix, config.key
         self.modulate = AdaNorm(width, config)
-        self.blocks = nn.Sequential(*(ResBlock(width, config.groups, config.norm) for _ in range(config.blocks)))
+        self.blocks = ResBlocks(config.blocks, width, config.groups, config.norm)
         self.down = CausalConv3d(width, width, stride=(2, 1, 1))
         if not self.key:
             pick_latest_(self.down)  # r carries all there is: it starts as the features of every second step
@@ -111,8 +121,10 @@ class MixingEncoder(nn.Module):
             self.project = nn.Conv3d(2 * width, width, 1)
             sum_halves_(self.project)
 
-    def forward(self, features: GrowthFeatures) -> Tensor:
-        r_BDshw: Tensor = self.down(self.blocks(self.modulate(features.full_BDthw, features.key_BDthw)))
+    def forward(self, features: GrowthFeatures, memory: Memory | None = None) -> Tensor:
+        first = not (memory and self.down in memory)
+        modulated_BDthw = self.modulate(features.full_BDthw, features.key_BDthw, first=first)
+        r_BDshw: Tensor = self.down(self.blocks(modulated_BDthw, memory), memory)
         if not self.key:
             return r_BDshw
         if self.mode == "add":
@@ -127,12 +139,12 @@ class DuplicatingDecoder(nn.Module):
 
     def __init__(self, width: int, config: GrownConfig) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(ResBlock(width, config.groups, config.norm) for _ in range(config.blocks)))
+        self.blocks = ResBlocks(config.blocks, width, config.groups, config.norm)
         self.up = Upsample(width, width, time=2, space=1)
         duplicate_(self.up.conv)
 
-    def forward(self, features_BDshw: Tensor) -> Tensor:
-        features_BDthw: Tensor = self.up(self.blocks(features_BDshw))
+    def forward(self, features_BDshw: Tensor, memory: Memory | None = None) -> Tensor:
+        features_BDthw: Tensor = self.up(self.blocks(features_BDshw, memory), memory)
         return features_BDthw
 
 
@@ -191,6 +203,17 @@ class GrownTokenizer(Rung):
 
     def decode_features(self, features_BDthw: Tensor) -> Tensor:
         return self.lower.decode_features(self.decoder(features_BDthw))
+
+    @property
+    def rates(self) -> int:
+        return self.lower.rates + 1
+
+    def next_features(self, video_BCTHW: Tensor, memories: Sequence[Memory]) -> list[Tensor]:
+        below = self.lower.next_features(video_BCTHW, memories)
+        return [self.mix(GrowthFeatures(*pair), memory) for pair, memory in zip(pairwise(below), memories, strict=False)]
+
+    def next_frames(self, features_BDthw: Tensor, memory: Memory) -> Tensor:
+        return self.lower.next_frames(self.decoder(features_BDthw, memory), memory)
 
     def digest(self) -> str:
         """sha256 over the new weights and the digest of the rung below."""

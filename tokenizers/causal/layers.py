@@ -1,8 +1,8 @@
 """Causal 3D-convolution layers of the ProMAG tokenizers (arXiv 2501.05442), after MagViT-v2 (arXiv 2310.05737).
 
 Every layer is causal in time: output frame i never depends on input frames after the ones it stands for. The first frame stands
-for itself alone and each further step of a layer of stride 2 for two frames, so 1 + 2k frames become 1 + k and back. Not covered:
-the state that streaming would carry between chunks (`CausalConv3d` repeats the first frame where the cache would go) and spatial tiling.
+for itself alone and each further step of a layer of stride 2 for two frames, so 1 + 2k frames become 1 + k and back. A video may come
+in pieces: layers that look back take a `Memory`, which the caller keeps from piece to piece. Not covered: spatial tiling (`tiling`).
 
 Legend: B clips, C channels, G groups, T H W frames, rows, columns of the layer's input, t h w of its output.
 """
@@ -16,18 +16,23 @@ from torch import Tensor, nn
 NormKind: TypeAlias = Literal["rms", "group"]
 EPSILON = 1e-6
 
+Memory: TypeAlias = dict[nn.Module, Tensor]
+"""What a stream of pieces carries on: for each convolution the input frames that its next output needs again; empty before the first."""
+
 
 class CausalConv3d(nn.Conv3d):
-    """3D convolution that sees the present and the past: the first frame stands k - 1 times in front, nothing behind."""
+    """3D convolution, kernel 3, that sees the present and the past: the first frame stands twice more in front, nothing behind."""
 
-    def __init__(self, width_in: int, width_out: int, kernel: int = 3, stride: tuple[int, int, int] = (1, 1, 1)) -> None:
-        super().__init__(width_in, width_out, kernel, stride=stride, padding=(0, kernel // 2, kernel // 2))
-        self.past = kernel - 1
+    def __init__(self, width_in: int, width_out: int, stride: tuple[int, int, int] = (1, 1, 1)) -> None:
+        super().__init__(width_in, width_out, 3, stride=stride, padding=(0, 1, 1))
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
-        if not self.past:
-            return super().forward(x_BCTHW)
-        return super().forward(torch.cat([x_BCTHW[:, :, :1].expand(-1, -1, self.past, -1, -1), x_BCTHW], dim=2))
+    def forward(self, x_BCTHW: Tensor, memory: Memory | None = None) -> Tensor:
+        past_BCTHW = memory[self] if memory and self in memory else x_BCTHW[:, :, :1].expand(-1, -1, 2, -1, -1)
+        seen_BCTHW = torch.cat([past_BCTHW, x_BCTHW], dim=2)
+        y_BCthw = super().forward(seen_BCTHW)
+        if memory is not None:
+            memory[self] = seen_BCTHW[:, :, y_BCthw.shape[2] * self.stride[0] :].clone()  # a view would keep all of it
+        return y_BCthw
 
 
 class FrameNorm(nn.Module):
@@ -73,10 +78,22 @@ class ResBlock(nn.Module):
         self.conv2 = CausalConv3d(width, width)
         zero_(self.conv2)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
-        y_BCTHW = self.conv1(F.silu(self.norm1(x_BCTHW)))
-        y_BCTHW = self.conv2(F.silu(self.norm2(y_BCTHW)))
+    def forward(self, x_BCTHW: Tensor, memory: Memory | None = None) -> Tensor:
+        y_BCTHW = self.conv1(F.silu(self.norm1(x_BCTHW)), memory)
+        y_BCTHW = self.conv2(F.silu(self.norm2(y_BCTHW)), memory)
         return torch.add(x_BCTHW, y_BCTHW)
+
+
+class ResBlocks(nn.Sequential):
+    """`count` residual blocks of one width."""
+
+    def __init__(self, count: int, width: int, groups: int, norm: NormKind = "rms") -> None:
+        super().__init__(*(ResBlock(width, groups, norm) for _ in range(count)))
+
+    def forward(self, x_BCTHW: Tensor, memory: Memory | None = None) -> Tensor:
+        for block in self:
+            x_BCTHW = block(x_BCTHW, memory)
+        return x_BCTHW
 
 
 class Upsample(nn.Module):
@@ -90,9 +107,10 @@ class Upsample(nn.Module):
         self.time, self.space = time, space
         self.conv = CausalConv3d(width_in, width_out * time * space**2)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
-        y_BCTHW = depth_to_space(self.conv(x_BCTHW), time=self.time, space=self.space)
-        return y_BCTHW[:, :, self.time - 1 :]
+    def forward(self, x_BCTHW: Tensor, memory: Memory | None = None) -> Tensor:
+        surplus = 0 if memory and self.conv in memory else self.time - 1
+        y_BCTHW = depth_to_space(self.conv(x_BCTHW, memory), time=self.time, space=self.space)
+        return y_BCTHW[:, :, surplus:]
 
 
 def zero_(conv: nn.Conv3d) -> None:
@@ -131,6 +149,6 @@ def pad_frames(video_BCTHW: Tensor, step: int) -> Tensor:
     return torch.cat([video_BCTHW, video_BCTHW[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
 
 
-def repeat_frames(x_BCTHW: Tensor) -> Tensor:
-    """1 + k steps to 1 + 2k: the first stays, each later one stands twice (the two finer steps it covers)."""
-    return x_BCTHW.repeat_interleave(2, dim=2)[:, :, 1:]
+def repeat_frames(x_BCTHW: Tensor, *, first: bool = True) -> Tensor:
+    """1 + k steps to 1 + 2k: the first stays, each later one stands twice (the two finer steps it covers); k to 2k where not `first`."""
+    return x_BCTHW.repeat_interleave(2, dim=2)[:, :, 1 if first else 0 :]

@@ -3,10 +3,13 @@
 Legend: B clips, C pixel channels, T H W frames, rows, columns, D trunk width, Z latent channels, t h w latent positions.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from kinetok.tokenizers.base import Geometry, LowerStage, Tokens, TokenSpec, check_video
+from kinetok.tokenizers.causal.layers import Memory
 from kinetok.tokenizers.causal.posterior import Heads
 
 
@@ -55,3 +58,17 @@ class Rung(LowerStage):
     def decode_latent(self, latent_BZthw: Tensor, frames: int) -> Tensor:
         """The first `frames` frames of the decoded latent, not clamped, with gradient."""
         return self.decode_features(self.heads.decoder_features(latent_BZthw))[:, :, :frames]
+
+    @property
+    def rates(self) -> int:
+        """Of how many rates of the video this rung needs the lowest trunk's features: 1 for the base, one more with each doubling."""
+        return 1
+
+    def next_features(self, video_BCTHW: Tensor, memories: Sequence[Memory]) -> list[Tensor]:
+        """`feature_ladder` of the next piece of a stream, without padding; `memories`, one for each rate that the lowest trunk runs at,
+        are brought up to date. The first piece has 1 + m frames and each later one m, multiples of `temporal` at the coarsest rate."""
+        raise ValueError(f"a {self.config.kind!r} model does not stream: it keeps no memory from piece to piece; see `chunks`")
+
+    def next_frames(self, features_BDthw: Tensor, memory: Memory) -> Tensor:
+        """`decode_features` of the next latent steps of a stream, any number; `memory` is brought up to date."""
+        raise ValueError(f"a {self.config.kind!r} model does not stream: it keeps no memory from piece to piece; see `chunks`")
