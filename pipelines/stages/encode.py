@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kinetok.pipelines.data.clip_index import ClipIndex
     from kinetok.pipelines.data.encoding import Committed, Encoding
     from kinetok.pipelines.data.token_shards import Line
-    from kinetok.tokenizers.base import LowerStage, TokenSpec
+    from kinetok.tokenizers.base import TokenSpec
 
 
 class Encode(Stage):
@@ -99,13 +99,15 @@ def encode(ctx: StageContext, index: "ClipIndex", encoding: "Encoding", max_bad_
 
 def _stored_spec(encoding: "Encoding") -> "TokenSpec":
     """The model's spec, with what is stored, in which type, and how the pixels were made."""
+    from kinetok.pipelines.models import growable
+
     model = encoding.open_model()
     spec = model.spec()
     changes: dict[str, object] = {"content": encoding.content, "recipe": encoding.recipe}
     if encoding.chunks is not None:
         changes |= {"chunk_frames": encoding.chunks.frames, "chunk_overlap": encoding.chunks.overlap}
     if encoding.content == "features":
-        changes["channels"] = cast("LowerStage", model).feature_channels
+        changes["channels"] = growable(model).feature_channels
     if encoding.content == "features" or spec.vocabulary is None:
         changes["dtype"] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[encoding.dtype]
     return spec.model_copy(update=changes)

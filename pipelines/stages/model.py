@@ -1,4 +1,4 @@
-"""`model`: a tokenizer that was trained elsewhere, brought into the store as an artifact so that lineage begins with it."""
+"""`model`: a tokenizer that was trained elsewhere, by kinetok or by others, brought into the store so that lineage begins with it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,8 @@ class Model(Stage):
     kind: Literal["model"] = "model"
     version: ClassVar[int] = 1
     where: str
-    """What `kinetok.load` takes: a folder (of an artifact too), `models:/name@alias`, or the name of an artifact.
+    """What `kinetok.load` takes: a folder (of an artifact, or of diffusers), `models:/name@alias`, the name of an artifact, or an
+    `owner/name` of the Hugging Face hub.
 
     Names are looked up in $KINETOK_STORE, else `./work`, also where the job has another store: name the folder then.
     """

@@ -20,18 +20,19 @@ from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.encoding import Encoding
 from kinetok.pipelines.stages.encode import encode
-from kinetok.tokenizers.base import GrowthFeatures, ModelConfig, Tokenizer, Tokens, TokenSpec, weights_digest
+from kinetok.tokenizers.base import Geometry, LowerStage, ModelConfig, Tokens, TokenSpec, weights_digest
 
 
 class TinyConfig(ModelConfig):
     kind: Literal["tiny"] = "tiny"
 
 
-class Tiny(Tokenizer):
+class Tiny(LowerStage):
     """One strided convolution. `fault(batch number)` runs before each forward pass."""
 
     config_class = TinyConfig
-    feature_channels = 6
+    feature_channels, temporal, spatial = 6, 4, 4
+    geometry = Geometry(temporal=4, spatial=4, channels=2, encoder_width=6, decoder_width=6)
 
     def __init__(self, fault: "Fault | None" = None) -> None:
         super().__init__()
@@ -50,9 +51,12 @@ class Tiny(Tokenizer):
             self.fault()
         return Tokens(self.conv(video_BCTHW), video_BCTHW.shape[2])
 
-    def growth_features(self, video_BCTHW: Tensor) -> GrowthFeatures:
+    def feature_ladder(self, video_BCTHW: Tensor, rates: int) -> list[Tensor]:
         full = self.encode(video_BCTHW).values.repeat(1, 3, 1, 1, 1)
-        return GrowthFeatures(full, full[:, :, ::2])
+        return [full[:, :, :: 2**rate] for rate in range(rates)]
+
+    def decode_features(self, features_BDthw: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def decode(self, tokens: Tokens) -> Tensor:
         raise NotImplementedError

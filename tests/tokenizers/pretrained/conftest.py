@@ -75,22 +75,22 @@ def make_video() -> MakeVideo:
     return video
 
 
+def random_model(name: str, **changes: Any) -> Any:
+    """A class of diffusers with random weights; its pixels reach beyond [-1, 1]."""
+    import diffusers
+
+    class_name, config = TINY[name]
+    torch.manual_seed(0)
+    made = getattr(diffusers, class_name)(**config | changes).eval()
+    with torch.no_grad():
+        for weight in made.decoder.conv_out.parameters():
+            weight.mul_(10)
+    return made
+
+
 @pytest.fixture
 def make_model() -> MakeModel:
-    """A class of diffusers with random weights; its pixels reach beyond [-1, 1]."""
-
-    def model(name: str, **changes: Any) -> Any:
-        import diffusers
-
-        class_name, config = TINY[name]
-        torch.manual_seed(0)
-        made = getattr(diffusers, class_name)(**config | changes).eval()
-        with torch.no_grad():
-            for weight in made.decoder.conv_out.parameters():
-                weight.mul_(10)
-        return made
-
-    return model
+    return random_model
 
 
 @pytest.fixture
