@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from kinetok.llm.dit import FREQUENCIES, MODULATIONS, DiTConfig
-from kinetok.tokenizers.base import Batch, Tokenizer
+from kinetok.tokenizers.base import Batch, Tokenizer, Tokens
 
 FLOAT = 4
 """Bytes of a float32: weights, gradients and optimizer state stay so under bf16 autocast."""
@@ -175,8 +175,9 @@ def tokenizer_flops(build: Callable[[], Tokenizer], video_shape: Sequence[int]) 
     with FakeTensorMode(allow_non_fake_inputs=True):
         _leave_meta(tokenizer)
         video_BCTHW = torch.empty(*video_shape)
-        tokens = tokenizer.encode(video_BCTHW)
-        return count_flops(lambda: tokenizer.encode(video_BCTHW)), count_flops(lambda: tokenizer.decode(tokens))
+        encoded: list[Tokens] = []
+        encoding = count_flops(lambda: encoded.append(tokenizer.encode(video_BCTHW)))
+        return encoding, count_flops(lambda: tokenizer.decode(encoded[0]))
 
 
 def _learned(player: nn.Module) -> list[nn.Parameter]:

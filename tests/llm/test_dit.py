@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from tests.llm.conftest import CONFIG, Inputs, shake
 from torch import Tensor
 
 from kinetok.llm.dit import DiTConfig, VideoDiT, patchify, rotary_angles, rotate, unpatchify
 from kinetok.llm.presets import SIZES, dit
-from tests.llm.conftest import CONFIG, Inputs, shake
 
 CPU = torch.device("cpu")
 

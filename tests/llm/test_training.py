@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.llm.conftest import CONFIG
 
 from kinetok.llm.dit import VideoDiT
 from kinetok.llm.flow import draw, flow_loss, logit_normal
 from kinetok.llm.training import DIT, EVALUATION_TIMES, DiffusionObjective, DiTTrainable
 from kinetok.tokenizers.base import Batch
 from kinetok.tokenizers.causal.posterior import seeded_noise
-from tests.llm.conftest import CONFIG
 
 CPU = torch.device("cpu")
 
