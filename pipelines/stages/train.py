@@ -52,6 +52,8 @@ class Train(Stage, FitConfig):
             named, players = ", ".join(sorted(self.optimizers)) or "none", ", ".join(self.objective.players)
             yield f"optimizers: they name {named}; the model trains {players}"
         yield from (f"objective.{problem}" for problem in self.objective.problems(self.steps))
+        if resources.zero == 3 and self.objective.adversarial is not None:
+            yield "objective.adversarial: its weight is found by a backward pass of its own, which ZeRO 3 does not survive; set zero: 2"
         if self.model.grows and self.lower is None:
             yield f"lower: is missing; a {self.model.kind} model stands on the frozen model that it names"
         if not self.model.grows and self.lower is not None:

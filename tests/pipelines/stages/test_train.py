@@ -201,6 +201,13 @@ def told(base: dict[str, Any], grown: dict[str, Any], clips: dict[str, Any], res
                 "stages.base.objective.adversarial.start: the discriminator would start at step 5, after the last, 4",
             ],
         ),
+        (
+            {
+                "base": {"objective": {"adversarial": {"start": 4}}, "optimizers": {"autoencoder": {"lr": 1}, "discriminator": {"lr": 1}}},
+                "resources": {"base": {"zero": 3}},
+            },
+            ["stages.base.objective.adversarial: its weight is found by a backward pass of its own"],
+        ),
         ({"grown": {"lower": None, "features": None}}, ["stages.grown.lower: is missing; a grown model"]),
         ({"grown": {"lower": None}}, ["stages.grown.lower: is missing", "stages.grown.features: they are of a lower model"]),
         ({"grown": {"model": BASE["model"]}}, ["stages.grown.lower: a causal model stands on its own"]),
