@@ -39,8 +39,11 @@ class ModelConfig(Config):
 
     kind: str
     """Tells the catalog which class to build."""
-    grows: ClassVar[bool] = False
-    """Whether the model stands on a frozen one below it."""
+
+    @property
+    def grows(self) -> bool:
+        """Whether a fresh model needs another one, to stand on or to start from."""
+        return False
 
     @property
     def spatial(self) -> int | None:

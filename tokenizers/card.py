@@ -79,10 +79,10 @@ def figures(metrics: Mapping[str, float]) -> str:
 
 def lineage(model: "Tokenizer") -> "list[Tokenizer]":
     """`model` and what it stands on, the lowest last."""
-    from kinetok.tokenizers.causal.grown import GrownTokenizer  # imports this module
+    from kinetok.tokenizers.causal.rung import Rung  # imports this module
 
     rungs: list[Tokenizer] = [model]
-    while isinstance(model, GrownTokenizer):
+    while isinstance(model, Rung) and model.lower is not None:
         model = model.lower
         rungs.append(model)
     return rungs

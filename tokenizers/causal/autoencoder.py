@@ -2,7 +2,19 @@
 
 Source: the continuous form of MagViT-v2 (arXiv 2310.05737) as ProMAG (arXiv 2501.05442) uses it; where the paper is silent, the
 layout follows Open-MAGVIT2's video network (arXiv 2409.04410). Small and full-size models differ in the numbers of `CausalConfig`
-only. Not covered: losses (`training`).
+only.
+
+Image path. Before it learns motion the paper's base takes over an image model, "a frozen image encoder kept for the first frame
+instead of only inflating 2D kernels"; the wiring is not published. Here the image model is a `CausalTokenizer` of the same numbers
+without temporal strides (`CausalConfig.image`), trained on single frames, and `image_path` says what becomes of it:
+
+    none      nothing: training starts at the linear transform coder of `start`
+    inflate   its 2D kernels stand at the latest tap of the video kernels when training starts, so that every 4th frame is encoded as
+              an image and decoded as itself, repeated; all weights are trained from there
+    frozen2d  as inflate, and its encoder stays, frozen, as what computes the features of the first frame; the rest of the video, for
+              which the first frame is the past, goes through the trained trunk alone
+
+Not covered: losses (`training`).
 
 Legend: B clips, C pixel channels, T H W frames, rows, columns, D trunk width, t h w latent positions.
 """
@@ -10,13 +22,14 @@ Legend: B clips, C pixel channels, T H W frames, rows, columns, D trunk width, t
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 from typing import Literal, Self
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from kinetok.tokenizers.base import Count, ModelConfig
+from kinetok.tokenizers.base import Count, ModelConfig, Tokenizer
 from kinetok.tokenizers.causal import start
 from kinetok.tokenizers.causal.layers import (
     CausalConv3d,
@@ -29,7 +42,7 @@ from kinetok.tokenizers.causal.layers import (
     space_to_depth,
 )
 from kinetok.tokenizers.causal.posterior import LatentHeads
-from kinetok.tokenizers.causal.rung import Rung
+from kinetok.tokenizers.causal.rung import Rung, load_lower
 
 PIXELS = 3
 
@@ -53,6 +66,8 @@ class CausalConfig(ModelConfig):
     norm: NormKind = "rms"
     groups: Count = 32
     """Normalisation groups; must divide every level's width."""
+    image_path: Literal["none", "inflate", "frozen2d"] = "none"
+    """What an image model, given as the lower one, is taken over for: nothing, the start, or the start and the first frame."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -67,6 +82,15 @@ class CausalConfig(ModelConfig):
     def widths(self) -> tuple[int, ...]:
         """Channels of each level, finest first."""
         return tuple(self.channels * factor for factor in self.mult)
+
+    @property
+    def grows(self) -> bool:
+        return self.image_path != "none"
+
+    @property
+    def image(self) -> "CausalConfig":
+        """The image model of this one: the same numbers without temporal strides."""
+        return self.model_copy(update={"strides": tuple((1, space) for _, space in self.strides), "image_path": "none"})
 
     @property
     def temporal(self) -> int:
@@ -124,20 +148,28 @@ class DecoderTrunk(nn.Module):
 
 
 class CausalTokenizer(Rung):
-    """The base autoencoder: `EncoderTrunk`, `LatentHeads`, `DecoderTrunk`; starts as a linear transform coder (`start`)."""
+    """The base autoencoder: `EncoderTrunk`, `LatentHeads`, `DecoderTrunk`.
+
+    A fresh one starts from `image`, where given, else as a linear transform coder (`start`).
+    """
 
     config_class = CausalConfig
     config: CausalConfig
     heads: LatentHeads
 
-    def __init__(self, config: CausalConfig) -> None:
+    def __init__(self, config: CausalConfig, image: "CausalTokenizer | None" = None) -> None:
         super().__init__()
         self.config = config
         self._temporal, self._spatial = config.temporal, config.spatial
         self.encoder = EncoderTrunk(config)
         self.heads = LatentHeads(self.feature_channels, config.z)
         self.decoder = DecoderTrunk(config)
-        self._start()
+        if image is None:
+            self._start()
+        else:
+            start.inflate_(self, image)
+        if image is not None and config.image_path == "frozen2d":
+            self.stand_on(image)
 
     def _start(self) -> None:
         slots = start.pixel_slots(self.config.patch, self.config.widths[0])
@@ -164,18 +196,48 @@ class CausalTokenizer(Rung):
         return self._spatial
 
     def feature_ladder(self, video_BCTHW: Tensor, rates: int) -> list[Tensor]:
-        padded_BCTHW = pad_frames(video_BCTHW, self.temporal * 2 ** (rates - 1))
-        return [self.encoder(padded_BCTHW[:, :, :: 2**rate]) for rate in range(rates)]
+        return self._features(pad_frames(video_BCTHW, self.temporal * 2 ** (rates - 1)), [None] * rates)
 
     def decode_features(self, features_BDthw: Tensor) -> Tensor:
         video_BCTHW: Tensor = self.decoder(features_BDthw)
         return video_BCTHW
 
     def next_features(self, video_BCTHW: Tensor, memories: Sequence[Memory]) -> list[Tensor]:
-        # A later piece begins one frame behind a multiple of every rate's step.
-        firsts = [2**rate - 1 if memory else 0 for rate, memory in enumerate(memories)]
-        return [self.encoder(video_BCTHW[:, :, firsts[rate] :: 2**rate], memory) for rate, memory in enumerate(memories)]
+        return self._features(video_BCTHW, memories)
 
     def next_frames(self, features_BDthw: Tensor, memory: Memory) -> Tensor:
         video_BCTHW: Tensor = self.decoder(features_BDthw, memory)
         return video_BCTHW
+
+    def _features(self, video_BCTHW: Tensor, memories: Sequence[Memory | None]) -> list[Tensor]:
+        """Trunk features at each rate, of a whole video or of a piece of one."""
+        begins = not memories[0]
+        steps = [2**rate for rate in range(len(memories))]
+        # A later piece begins one frame behind a multiple of every step.
+        rates = [video_BCTHW[:, :, 0 if begins else step - 1 :: step] for step in steps]
+        features = [self.encoder(frames, memory) for frames, memory in zip(rates, memories, strict=True)]
+        if self.lower is None or not begins:
+            return features
+        with torch.no_grad():
+            image_BD1hw = self.lower.features(video_BCTHW[:, :, :1])
+        return [torch.cat([image_BD1hw, features_BDthw[:, :, 1:]], dim=2) for features_BDthw in features]
+
+    @classmethod
+    def build(cls, config: ModelConfig, lower: Tokenizer | None = None) -> Self:
+        """A fresh model; `lower` is its image model, which must be there exactly where `image_path` takes one over."""
+        assert isinstance(config, CausalConfig)
+        if not config.grows:
+            return super().build(config, lower)
+        if not isinstance(lower, CausalTokenizer) or lower.config != config.image:
+            given = "none" if lower is None else lower.config.model_dump_json()
+            raise ValueError(
+                f"image_path: {config.image_path} needs the image model {config.image.model_dump_json()} as lower, got {given}"
+            )
+        return cls(config, lower)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """The model saved in `folder`, with its frozen image model where it has one, in eval mode."""
+        config, image = cls.read_config(folder), load_lower(folder)
+        assert isinstance(config, CausalConfig) and (image is None or isinstance(image, CausalTokenizer))
+        return cls(config, image).read_weights(folder)

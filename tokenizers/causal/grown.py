@@ -22,12 +22,11 @@ this rung (t = 2s - 1).
 """
 
 import copy
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import model_validator
@@ -46,16 +45,13 @@ from kinetok.tokenizers.causal.layers import (
     zero_,
 )
 from kinetok.tokenizers.causal.posterior import DualHeads, Heads, LatentHeads
-from kinetok.tokenizers.causal.rung import Rung
-
-LOWER_FOLDER = "lower"
+from kinetok.tokenizers.causal.rung import Rung, load_lower
 
 
 class GrownConfig(ModelConfig):
     """Numbers of one grown rung; width, latent channels and geometry follow from the rung below."""
 
     kind: Literal["grown"] = "grown"
-    grows: ClassVar[bool] = True
     blocks: Count = 2
     """Residual blocks on the encoder's side, and as many on the decoder's."""
     groups: Count = 32
@@ -71,6 +67,10 @@ class GrownConfig(ModelConfig):
     """Whether AdaNorm sees the key features pooled over each frame, or those at each position."""
     key: bool = True
     """False is an ablation: u = r alone. With `ada: none` the key features are not used at all."""
+
+    @property
+    def grows(self) -> bool:
+        return True
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -149,11 +149,7 @@ class DuplicatingDecoder(nn.Module):
 
 
 class GrownTokenizer(Rung):
-    """One more doubling of the temporal compression on top of `lower`, which is frozen in place.
-
-    `lower` is reached by this model's `to`, but is no sub-module of it: optimizers, checkpoints and ZeRO partitions see the new
-    weights only, while `spec` and `save_pretrained` cover both.
-    """
+    """One more doubling of the temporal compression on top of `lower`, which is frozen in place."""
 
     config_class = GrownConfig
     config: GrownConfig
@@ -164,14 +160,14 @@ class GrownTokenizer(Rung):
             if width % config.groups:
                 raise ValueError(f"groups: {config.groups} does not divide the trunk width {width} of the lower stage")
         self.config = config
-        self._hidden = (lower.requires_grad_(False).eval(),)
+        self.stand_on(lower)
         self.mix = MixingEncoder(lower.feature_channels, config)
         self.heads = grown_heads(lower, config)
         self.decoder = DuplicatingDecoder(lower.decoder_channels, config)
 
     @property
     def lower(self) -> Rung:
-        """The frozen rung below. (A tuple hides it from `nn.Module`'s registration.)"""
+        """The frozen rung below."""
         return self._hidden[0]
 
     @property
@@ -215,15 +211,6 @@ class GrownTokenizer(Rung):
     def next_frames(self, features_BDthw: Tensor, memory: Memory) -> Tensor:
         return self.lower.next_frames(self.decoder(features_BDthw, memory), memory)
 
-    def digest(self) -> str:
-        """sha256 over the new weights and the digest of the rung below."""
-        return hashlib.sha256(f"{super().digest()} {self.lower.digest()}".encode()).hexdigest()
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """As for every tokenizer, with the rung below in `lower/`: the folder is whole by itself."""
-        super().save_pretrained(folder)
-        self.lower.save_pretrained(Path(folder) / LOWER_FOLDER)
-
     @classmethod
     def build(cls, config: ModelConfig, lower: Tokenizer | None = None) -> Self:
         """A fresh rung on `lower`, which must be a rung itself."""
@@ -236,15 +223,7 @@ class GrownTokenizer(Rung):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """The model saved in `folder` on the lower model saved in `folder/lower`, both in eval mode."""
-        from kinetok.tokenizers.catalog import load  # the catalog imports this module
-
-        return cls.build(cls.read_config(folder), load(Path(folder) / LOWER_FOLDER)).read_weights(folder)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Device and type moves reach the hidden rung too."""
-        self.lower._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
+        return cls.build(cls.read_config(folder), load_lower(folder)).read_weights(folder)
 
 
 def grown_heads(lower: Rung, config: GrownConfig) -> Heads:

@@ -1,9 +1,15 @@
 """What the base model and every grown model share: a rung of the ladder 4x -> 8x -> 16x with KL heads between two trunks.
 
+A rung may stand on a frozen one, `lower`: that follows its `to`, but is no sub-module of it, so optimizers, checkpoints and ZeRO
+partitions see the rung's own weights only, while `digest` and `save_pretrained` cover both.
+
 Legend: B clips, C pixel channels, T H W frames, rows, columns, D trunk width, Z latent channels, t h w latent positions.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,6 +17,8 @@ from torch import Tensor
 from kinetok.tokenizers.base import Geometry, LowerStage, Tokens, TokenSpec, check_video
 from kinetok.tokenizers.causal.layers import Memory
 from kinetok.tokenizers.causal.posterior import Heads
+
+LOWER_FOLDER = "lower"
 
 
 class Rung(LowerStage):
@@ -22,6 +30,16 @@ class Rung(LowerStage):
     """
 
     heads: Heads
+    _hidden: tuple["Rung", ...] = ()
+
+    @property
+    def lower(self) -> "Rung | None":
+        """The frozen rung that this one computes with; None for one that stands on its own."""
+        return self._hidden[0] if self._hidden else None
+
+    def stand_on(self, lower: "Rung") -> None:
+        """Freeze `lower`, in eval mode, and keep it. (A tuple hides it from `nn.Module`'s registration.)"""
+        self._hidden = (lower.requires_grad_(False).eval(),)
 
     @property
     def decoder_channels(self) -> int:
@@ -72,3 +90,31 @@ class Rung(LowerStage):
     def next_frames(self, features_BDthw: Tensor, memory: Memory) -> Tensor:
         """`decode_features` of the next latent steps of a stream, any number; `memory` is brought up to date."""
         raise ValueError(f"a {self.config.kind!r} model does not stream: it keeps no memory from piece to piece; see `chunks`")
+
+    def digest(self) -> str:
+        """sha256 over the rung's own weights and the digest of the one below, where there is one."""
+        own = super().digest()
+        return own if self.lower is None else hashlib.sha256(f"{own} {self.lower.digest()}".encode()).hexdigest()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """As for every tokenizer, with the rung below in `lower/`: the folder is whole by itself."""
+        super().save_pretrained(folder)
+        if self.lower is not None:
+            self.lower.save_pretrained(Path(folder) / LOWER_FOLDER)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Device and type moves reach the hidden rung too."""
+        for lower in self._hidden:
+            lower._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def load_lower(folder: str | Path) -> Rung | None:
+    """The rung saved in `folder/lower`, in eval mode; None where there is none."""
+    from kinetok.tokenizers.catalog import load  # the catalog imports the rungs
+
+    below = Path(folder) / LOWER_FOLDER
+    lower = load(below) if below.is_dir() else None
+    assert lower is None or isinstance(lower, Rung)
+    return lower

@@ -1,4 +1,4 @@
-"""Where the base rung's training starts: at a linear transform coder instead of at noise.
+"""Where the base rung's training starts: at a linear transform coder, or at an image model, instead of at noise.
 
 With the last convolution of every residual block at zero, all that is left of the autoencoder is its chain of patch, strided,
 1x1x1 and depth-to-space convolutions. These are set to the cosine transform of each cell (for a factor of 2 the Haar wavelet), its
@@ -6,6 +6,8 @@ coefficients sorted by how much of natural video they are expected to carry and 
 latent, and the decoder inverts them. The untrained model is a blurred copy of its input, and training begins at what a linear coder
 can do. Channels that the transform leaves free keep torch's own initialisation. Not in the paper, and no option: training starts some 10 dB
 higher for it.
+
+From an image model (arXiv 2501.05442; `inflate_`) it starts at the latest-frame inflation of Open-MAGVIT2 (arXiv 2409.04410).
 
 Legend: factors are (time, space, space) between two levels; a band is one frequency per axis; a slot is one output channel.
 """
@@ -125,6 +127,21 @@ def pass_through_(to_posterior: nn.Conv3d, from_latent: nn.Conv3d, z: int) -> No
     from_latent.weight[: identity.shape[1], :, 0, 0, 0] = identity.T
     assert to_posterior.bias is not None
     to_posterior.bias[z:] = LOG_VARIANCE
+
+
+@torch.no_grad()
+def inflate_(video: nn.Module, image: nn.Module) -> None:
+    """Make the video model treat every frame that ends a latent step as the image model treats it alone, and repeat what it decodes.
+
+    To a frame alone, which stands for its own past, a causal kernel is the 2D kernel that its taps add up to. That goes to the latest
+    tap, so past frames do not matter at first, and to each of the frames that a temporal upsampling makes out of one.
+    """
+    sources = dict(image.named_parameters())
+    for name, weight in video.named_parameters():
+        source = sources[name].detach()
+        if weight.dim() == 5:
+            source = nn.functional.pad(source.sum(2, keepdim=True), (0, 0, 0, 0, weight.shape[2] - 1, 0))
+        weight.copy_(source.repeat(weight.shape[0] // source.shape[0], *[1] * (weight.dim() - 1)))
 
 
 def _cosine(u: int, n: int) -> Tensor:

@@ -205,9 +205,8 @@ def rungs_below(model: Rung) -> dict[str, nn.Module]:
     """Every frozen rung, the nearest first: `lower`, `lower.lower` and so on."""
     below: dict[str, nn.Module] = {}
     name = "lower"
-    while isinstance(model, GrownTokenizer):
-        model = model.lower
-        below[name] = model
+    while model.lower is not None:
+        model = below[name] = model.lower
         name += ".lower"
     return below
 
