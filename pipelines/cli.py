@@ -173,7 +173,11 @@ def pack(folder: str, out: str, csv: str | None, shard_bytes: int) -> None:
 
 
 @main.command()
-@click.option("--model", required=True, help="A folder, an artifact of $KINETOK_STORE, or models:/name@alias.")
+@click.option(
+    "--model",
+    required=True,
+    help="A folder, also of diffusers, an artifact of $KINETOK_STORE, models:/name@alias, or an id of the Hugging Face hub.",
+)
 @click.option("--source", required=True, help="Tars (s3://b/{000000..000099}.tar) or a folder of videos.")
 @click.option("--out", required=True, help="Folder or s3:// prefix; give the same again to continue.")
 @click.option("--csv", help="Captions and ids in WebVid's columns, for a folder.")

@@ -26,7 +26,9 @@ class CogVideoXConfig(PretrainedConfig):
     kind: Literal["cogvideox"] = "cogvideox"
     latent_channels: int
     block_out_channels: tuple[int, ...]
+    """Width of each level, finest first."""
     temporal_compression_ratio: int
+    """Frames of one latent step."""
 
     @property
     def spatial(self) -> int:

@@ -22,9 +22,13 @@ class CosmosConfig(PretrainedConfig):
     kind: Literal["cosmos"] = "cosmos"
     latent_channels: int
     encoder_block_out_channels: tuple[int, ...]
+    """Width of each level, finest first; the last is the trunk width."""
     decode_block_out_channels: tuple[int, ...]
+    """The same for the decoder."""
     spatial_compression_ratio: int
+    """Pixels of one latent cell along an edge."""
     temporal_compression_ratio: int
+    """Frames of one latent step."""
 
     @property
     def spatial(self) -> int:

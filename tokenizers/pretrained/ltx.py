@@ -24,16 +24,25 @@ class LTXConfig(PretrainedConfig):
     kind: Literal["ltx"] = "ltx"
     latent_channels: int
     block_out_channels: tuple[int, ...]
+    """Width of each level, finest first; the last is the trunk width."""
     decoder_block_out_channels: tuple[int, ...]
+    """The same for the decoder."""
     decoder_inject_noise: tuple[bool, ...]
+    """Which levels of the decoder add noise."""
     timestep_conditioning: bool
+    """Whether the decoder takes a timestep."""
     encoder_causal: bool
     decoder_causal: bool
     spatio_temporal_scaling: tuple[bool, ...]
+    """Which levels halve frames, rows and columns."""
     patch_size: int
+    """Edge of the square of pixels folded into channels first."""
     patch_size_t: int
+    """Frames folded into channels first."""
     spatial_compression_ratio: int | None
+    """Where the settings say what `spatial` would otherwise count."""
     temporal_compression_ratio: int | None
+    """Where the settings say what `temporal` would otherwise count."""
 
     @property
     def spatial(self) -> int:

@@ -28,11 +28,17 @@ class WanConfig(PretrainedConfig):
 
     kind: Literal["wan"] = "wan"
     z_dim: int
+    """Latent channels."""
     base_dim: int
+    """Width that `dim_mult` multiplies."""
     decoder_base_dim: int | None
+    """The same for the decoder; none: as the encoder."""
     dim_mult: tuple[int, ...]
+    """Width of each level, finest first; the last is the trunk width."""
     temperal_downsample: tuple[bool, ...]
+    """Which levels halve the frames (the name is the class's)."""
     patch_size: int | None
+    """Edge of the square of pixels folded into channels first."""
 
     @property
     def spatial(self) -> int:

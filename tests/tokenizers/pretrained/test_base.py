@@ -1,6 +1,8 @@
 """Every adapter: what it computes is what its class computes, what it claims of time holds, and what it saves is what it loads."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +153,8 @@ def test_what_cannot_be_grown_upon_says_why(make_model: MakeModel, adapt: Adapt)
     for refuse in (lower_stage, lambda model: build(GrownConfig(groups=4), model)):
         with pytest.raises(ValueError, match="upon a 'cogvideox' model: its decoder's norms want the 4x latent at every level"):
             refuse(lower)
+
+
+def test_nothing_but_loading_imports_diffusers() -> None:
+    code = "import sys, kinetok.pipelines.catalog\nheavy = {'diffusers', 'transformers', 'huggingface_hub'} & set(sys.modules)\nassert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True)
