@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kinetok.infra.artifact import Artifact, Store
     from kinetok.infra.job import Job
     from kinetok.infra.job_run import JobRun
+    from kinetok.llm.presets import SizeName
 
 JOBS = Path(__file__).parent / "jobs"
 
@@ -87,6 +88,33 @@ def run(job: str, overrides: tuple[str, ...], store: str | None, only: tuple[str
     state = run(loaded, place, Selection(only=only, start=start, force=force))
     _summary(state, place)
     sys.exit(0 if state.succeeded else 1)
+
+
+@main.command()
+@_job
+@_set
+def estimate(job: str, overrides: tuple[str, ...]) -> None:
+    """Price the training stages of a job before it runs: parameters, FLOPs, memory."""
+    from kinetok.pipelines.estimate import estimate_table, estimates
+
+    loaded, _ = _load(job, overrides, None)
+    _console().print(estimate_table(estimates(loaded)))
+
+
+@main.command()
+@click.option("--size", type=click.Choice(("small", "1b", "5b")), default="small", show_default=True, help="Of the diffusion transformer.")
+@click.option("--frames", default=68, show_default=True)
+@click.option("--height", default=192, show_default=True)
+@click.option("--width", default=320, show_default=True)
+@click.option("--measure/--no-measure", default=True, show_default=True, help="Run one training step at each rate on this machine.")
+def budget(size: "SizeName", frames: int, height: int, width: int, measure: bool) -> None:
+    """Compare what a video costs a generator at 4x, 8x and 16x: latents, tokens, FLOPs, time, memory."""
+    from kinetok.llm.budget import explanation
+    from kinetok.pipelines.estimate import budget_rows, budget_table
+
+    rows = budget_rows(size, frames=frames, height=height, width=width, measured=measure)
+    _console().print(budget_table(rows))
+    click.echo(explanation(rows))
 
 
 @main.command()

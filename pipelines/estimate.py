@@ -1,0 +1,180 @@
+"""What the training stages of a job will compute and hold, before it is launched; and the token budget of a generator, as tables.
+
+Every model of the job is built without memory for its weights, so a job of full size is priced on a laptop. Not covered: stages that
+only run a model, the speed of a machine, what communication and kernels take on top (`kinetok.llm.cost`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from kinetok.infra.errors import ConfigError
+from kinetok.infra.plan import human_bytes, human_seconds
+from kinetok.pipelines.stages.clips import Clips
+from kinetok.pipelines.stages.diffusion import Diffusion
+from kinetok.pipelines.stages.encode import Encode
+from kinetok.pipelines.stages.model import Model
+from kinetok.pipelines.stages.text import Text
+from kinetok.pipelines.stages.train import Train
+
+if TYPE_CHECKING:
+    from kinetok.infra.job import Job
+    from kinetok.infra.stage import Resources, Stage
+    from kinetok.llm.budget import Row
+    from kinetok.llm.cost import Memory, Trained, TrainingCost
+    from kinetok.llm.presets import SizeName
+    from kinetok.tokenizers.base import Batch, Tokenizer
+
+Stages = Mapping[str, "Stage"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One training stage."""
+
+    stage: str
+    cost: "TrainingCost"
+    memory: "Memory"
+    """Of one worker."""
+    samples: int
+    """Of one step, over all workers."""
+    steps: int
+
+    @property
+    def flops(self) -> int:
+        """Of the whole run."""
+        return self.cost.flops * self.samples * self.steps
+
+
+def estimates(job: "Job") -> Iterator[Estimate]:
+    """Every training stage of the job, in the order that it runs them. Raises StoreError where a model named from outside is not there."""
+    from kinetok.llm.cost import training_cost
+
+    for name in job.order():
+        stage, resources = job.stages[name], job.resources[name]
+        if not isinstance(stage, Train | Diffusion):
+            continue
+        made = _rung(stage, job.stages, resources) if isinstance(stage, Train) else _generator(stage, job.stages, resources)
+        cost = training_cost(*made, bf16=stage.precision == "bf16")
+        memory = cost.memory(ema=stage.ema is not None, zero=resources.zero, workers=resources.workers)
+        yield Estimate(name, cost, memory, stage.global_batch, stage.steps)
+
+
+def estimate_table(found: Iterable[Estimate]) -> Table:
+    """One row a stage; memory is of one worker."""
+    table = Table(
+        header_style="bold", expand=False, caption="memory of one worker; kernels' workspaces come on top", caption_justify="left"
+    )
+    table.add_column("stage")
+    for column in (
+        "trained",
+        "frozen",
+        "FLOPs/sample",
+        "FLOPs/step",
+        "FLOPs",
+        "weights",
+        "gradients",
+        "AdamW",
+        "EMA",
+        "activations",
+        "memory",
+    ):
+        table.add_column(column, justify="right")
+    for each in found:
+        cost, memory = each.cost, each.memory
+        counts = (cost.trained, cost.frozen, cost.flops, cost.flops * each.samples, each.flops)
+        held = (memory.weights + memory.frozen, memory.gradients, memory.optimizer, memory.average, memory.activations, memory.total)
+        table.add_row(each.stage, *map(human_count, counts), *map(human_bytes, held))
+    return table
+
+
+def budget_rows(size: "SizeName", *, frames: int, height: int, width: int, measured: bool) -> "list[Row]":
+    """`kinetok.llm.budget.budget`, with a ConfigError where the pixels are no whole tokens."""
+    from kinetok.llm.budget import budget
+
+    try:
+        return budget(size, frames=frames, height=height, width=width, measured=measured)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def budget_table(rows: "list[Row]") -> Table:
+    """One row a rate; the step's time and memory are those measured here, where they were."""
+    table = Table(header_style="bold", expand=False)
+    for column in ("rate", "latents", "tokens", "FLOPs forward", "FLOPs step", "step", "memory", "on", "longest in equal tokens"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        step = row.measured
+        seen = ("", "", "") if step is None else (human_seconds(step.seconds), human_bytes(step.memory), step.device)
+        counts = (str(row.latents), f"{row.tokens:,}", human_count(row.flops.forward), human_count(row.flops.training))
+        table.add_row(f"{row.rate}x", *counts, *seen, f"{row.longest} frames")
+    return table
+
+
+def human_count(count: float) -> str:
+    """`1.5 G`."""
+    for unit in ("", " k", " M", " G", " T", " P"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} E"
+
+
+def _rung(stage: Train, stages: Stages, resources: "Resources") -> "tuple[Callable[[], Trained], Batch]":
+    """How a tokenizer's trainable is made, and one micro-batch of clips, with the cached features that it is trained from."""
+    import torch
+
+    from kinetok.pipelines.models import growable
+    from kinetok.tokenizers import catalog
+
+    clips = stages[stage.data]
+    assert isinstance(clips, Clips)
+    shape = (resources.batch_size, clips.frames, clips.height, clips.width, 3)
+    batch = {"video_BTHWC": torch.empty(shape, dtype=torch.uint8, device="meta")}
+    if stage.features is not None and stage.lower is not None:
+        with torch.device("meta"), torch.no_grad():
+            features = growable(_tokenizer(stage.lower, stages)).growth_features(torch.empty(shape[0], 3, *shape[1:4]))
+        batch |= {"full_BDthw": features.full_BDthw, "key_BDthw": features.key_BDthw}
+    return lambda: catalog.trainable(_build(stage, stages), stage.objective), batch
+
+
+def _generator(stage: Diffusion, stages: Stages, resources: "Resources") -> "tuple[Callable[[], Trained], Batch]":
+    """How a generator's trainable is made, and one micro-batch of latents and text."""
+    import torch
+
+    from kinetok.llm.dit import VideoDiT
+    from kinetok.llm.training import DiTTrainable
+
+    encode, text, samples = stages[stage.latents], stages[stage.text], resources.batch_size
+    assert isinstance(encode, Encode) and isinstance(text, Text)
+    clips = stages[encode.data]
+    assert isinstance(clips, Clips)
+    spans = encode.chunks.spans(clips.frames) if encode.chunks else [range(clips.frames)]
+    with torch.device("meta"):
+        video = torch.empty(1, 3, len(spans[0]), clips.height, clips.width)
+        steps, rows, columns = _tokenizer(encode.model, stages).encode(video).values.shape[2:]
+        batch = {
+            "latent_BZthw": torch.empty(samples, stage.model.z, steps * len(spans), rows, columns),
+            "text_BLE": torch.empty(samples, text.text.max_tokens, stage.model.text_width),
+            "text_mask_BL": torch.empty(samples, text.text.max_tokens, dtype=torch.bool),
+        }
+    return lambda: DiTTrainable(VideoDiT(stage.model), stage.objective), batch
+
+
+def _tokenizer(name: str, stages: Stages) -> "Tokenizer":
+    """The tokenizer that a stage trains or brings in, on the meta device."""
+    from kinetok.pipelines.models import load
+
+    stage = stages[name]
+    if isinstance(stage, Model):
+        return load(stage.where).to("meta")
+    assert isinstance(stage, Train)
+    return _build(stage, stages)
+
+
+def _build(stage: Train, stages: Stages) -> "Tokenizer":
+    from kinetok.tokenizers import catalog
+
+    return catalog.build(stage.model, _tokenizer(stage.lower, stages) if stage.lower is not None else None)
