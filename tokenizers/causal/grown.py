@@ -238,11 +238,11 @@ def grown_heads(lower: Rung, config: GrownConfig) -> Heads:
 def sum_halves_(conv: nn.Conv3d) -> None:
     """Make a 1x1x1 convolution add the first half of its input channels to the second."""
     zero_(conv)
-    conv.weight[:, :, 0, 0, 0] = torch.eye(conv.out_channels, device=conv.weight.device).repeat(1, 2)
+    conv.weight[:, :, 0, 0, 0] = torch.eye(conv.out_channels, device="cpu").repeat(1, 2)
 
 
 @torch.no_grad()
 def duplicate_(conv: nn.Conv3d) -> None:
     """Make the convolution of a temporal `Upsample` copy its latest, central input to both of the steps it yields."""
     zero_(conv)
-    conv.weight[:, :, -1, 1, 1] = torch.eye(conv.in_channels, device=conv.weight.device).repeat(2, 1)
+    conv.weight[:, :, -1, 1, 1] = torch.eye(conv.in_channels, device="cpu").repeat(2, 1)

@@ -124,7 +124,7 @@ def zero_(conv: nn.Conv3d) -> None:
 def pick_latest_(conv: nn.Conv3d) -> None:
     """A convolution that passes on its latest, central input: with a stride, every so manieth of them."""
     zero_(conv)
-    conv.weight[:, :, -1, 1, 1] = torch.eye(conv.in_channels, device=conv.weight.device)
+    conv.weight[:, :, -1, 1, 1] = torch.eye(conv.in_channels, device="cpu")
 
 
 def depth_to_space(x_BCTHW: Tensor, *, time: int, space: int) -> Tensor:

@@ -122,7 +122,7 @@ def pass_through_(to_posterior: nn.Conv3d, from_latent: nn.Conv3d, z: int) -> No
     for conv in (to_posterior, from_latent):
         nn.init.zeros_(conv.weight)
         _clear_bias(conv, conv.out_channels)
-    identity = torch.eye(z, min(z, to_posterior.in_channels), device=to_posterior.weight.device)
+    identity = torch.eye(z, min(z, to_posterior.in_channels), device="cpu")
     to_posterior.weight[:z, : identity.shape[1], 0, 0, 0] = identity
     from_latent.weight[: identity.shape[1], :, 0, 0, 0] = identity.T
     assert to_posterior.bias is not None
