@@ -42,9 +42,9 @@ class GaussianMixture:
         parameters_P = parameters_P.to(torch.promote_types(parameters_P.dtype, torch.float32))
         width = (parameters_P.shape[-1] // components - 1) // 2
         size = components * width
-        mean, raw, logit_K = parameters_P.split([size, size, components], dim=-1)
+        mean, raw, logit_K = torch.split(parameters_P, [size, size, components], dim=-1)
         shape = (components, width)
-        return cls(mean.unflatten(-1, shape), F.softplus(raw).clamp(min=floor).unflatten(-1, shape), logit_K)
+        return cls(torch.unflatten(mean, -1, shape), torch.unflatten(F.softplus(raw).clamp(min=floor), -1, shape), logit_K)
 
     def log_prob(self, x_D: Tensor) -> Tensor:
         """Natural logarithm of the density at `x_D` (..., D), summed over the D numbers: (...)."""

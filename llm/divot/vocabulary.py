@@ -1,0 +1,89 @@
+"""`Vocabulary`: a language model's text tokens, and the visual ones that Divot adds to them (arXiv 2412.04432).
+
+Six tags around clips and 256 frame tokens, `<frame_00000>` and so on, of which the first are the places of a clip's tokens: a
+placeholder where a clip is shown, a learned query where one is made. Text comes from strangers, so a tag written in it is read as
+plain letters. For runs without a network there is a vocabulary of bytes. Not covered: the rows of the embedding (`language.py`).
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Media: TypeAlias = Literal["video", "image"]
+
+TAGS: Final = ("<img>", "</img>", "<vid>", "</vid>", "<frame>", "</frame>")
+MOST_TOKENS: Final = 256
+"""Frame tokens, the most tokens that a clip can have."""
+BYTES: Final = ("<pad>", "<s>", "</s>", "<unk>")
+"""What the vocabulary of bytes begins with."""
+
+
+class Vocabulary:
+    """Text to ids and back; visual tokens that the tokenizer lacks are added to it."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """ValueError where the tokenizer marks no beginning and end of a sequence."""
+        visual = [*TAGS, *(f"<frame_{index:05d}>" for index in range(MOST_TOKENS))]
+        tokenizer.add_tokens(visual, special_tokens=True)
+        if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"{tokenizer.name_or_path} has no token for the beginning or the end of a sequence: name another language model"
+            )
+        self.tokenizer = tokenizer
+        self.bos: int = tokenizer.bos_token_id
+        self.eos: int = tokenizer.eos_token_id
+        self.pad: int = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        found = [ids for token in visual if isinstance(ids := tokenizer.convert_tokens_to_ids(token), int)]
+        self.begin_image, self.end_image, self.begin_video, self.end_video, self.begin_frame, self.end_frame = found[: len(TAGS)]
+        self.frames = found[len(TAGS) :]
+
+    def __len__(self) -> int:
+        """Rows that an embedding needs."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
+    def tags(self, media: Media) -> tuple[int, int]:
+        """What opens and closes a video or an image."""
+        return (self.begin_video, self.end_video) if media == "video" else (self.begin_image, self.end_image)
+
+    @property
+    def visual(self) -> list[int]:
+        """Every added id."""
+        return [self.begin_image, self.end_image, self.begin_video, self.end_video, self.begin_frame, self.end_frame, *self.frames]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` alone, none of them special."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`, special tokens left out."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the tokenizer's files, as transformers does."""
+        self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """The vocabulary of a language model, by folder or hub id."""
+        from transformers import AutoTokenizer
+
+        return cls(AutoTokenizer.from_pretrained(path))
+
+    @classmethod
+    def of_bytes(cls) -> Self:
+        """One id for each byte of UTF-8; needs no file."""
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        letters = (*BYTES, *sorted(pre_tokenizers.ByteLevel.alphabet()))
+        backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        pad, begin, end, unknown = BYTES
+        marks = {"pad_token": pad, "bos_token": begin, "eos_token": end, "unk_token": unknown}
+        return cls(PreTrainedTokenizerFast(tokenizer_object=backend, **marks))  # type: ignore[no-untyped-call]
