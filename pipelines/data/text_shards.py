@@ -10,10 +10,9 @@ Legend: B captions, L text tokens, E text width, n tokens of one caption.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Self
 
-import pyarrow as pa
-import ray
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -98,30 +97,29 @@ class TextShards(Shards):
 class TextEncoding:
     """What to compute: picklable, handed to every worker."""
 
+    clips: Artifact
     text: TextConfig
     dtype: Stored
     resources: Resources
     out: Folder
 
 
-def encode_captions(index: ClipIndex, due: list[int], encoding: TextEncoding) -> Iterator[tuple[int, list[Line]]]:
+def encode_captions(due: list[int], encoding: TextEncoding) -> Iterator[tuple[int, list[Line]]]:
     """Encode the captions of the shards numbered `due` and commit each; yields number and manifest lines as they are committed."""
-    rows = ray.put(index.rows.select(_ABOUT).combine_chunks())
-    items: list[Item] = [{"shard": shard, "first": int(index.shards[shard][0]), "clips": len(index.shards[shard])} for shard in due]
-    for done in each_on_actors(lambda: _Worker(encoding, rows), items, resources=encoding.resources):
+    for done in each_on_actors(partial(_Worker, encoding), [{"shard": shard} for shard in due], resources=encoding.resources):
         yield done["shard"], json.loads(done["lines"])
 
 
 class _Worker:
-    """An actor's text encoder, and the rows of the clip index."""
+    """An actor's text encoder, and the clips whose captions it encodes."""
 
-    def __init__(self, encoding: TextEncoding, rows: "ray.ObjectRef[pa.Table]") -> None:
+    def __init__(self, encoding: TextEncoding) -> None:
         torch.set_num_threads(max(1, int(encoding.resources.cpus)))
-        self.encoding, self.rows = encoding, rows
+        self.encoding, self.index = encoding, ClipIndex.open(encoding.clips)
         self.encoder = open_encoder(encoding.text).to(torch.device("cuda" if encoding.resources.gpus else "cpu"))
 
     def __call__(self, item: Item) -> Item:
-        clips = ray.get(self.rows).slice(item["first"], item["clips"]).to_pylist()
+        clips = self.index.rows.select(_ABOUT).take(self.index.shards[item["shard"]]).to_pylist()
         payloads = self._payloads(list(dict.fromkeys(clip["caption"] or "" for clip in clips)))
         samples = (Sample(place, payloads[clip["caption"] or ""], clip) for place, clip in enumerate(clips))
         lines = write_shard(self.encoding.out, item["shard"], samples, [])

@@ -44,7 +44,8 @@ class Text(Stage):
         due = [shard for shard in range(len(index.shards)) if shard not in lines]
         done, began = sum(len(index.shards[shard]) for shard in lines), time.perf_counter()
         ctx.progress(done=done, total=len(index), unit="captions")
-        for shard, written in encode_captions(index, due, TextEncoding(self.text, self.dtype, ctx.resources, ctx.out)):
+        work = TextEncoding(ctx.input("data"), self.text, self.dtype, ctx.resources, ctx.out)
+        for shard, written in encode_captions(due, work):
             lines[shard] = written
             done += len(index.shards[shard])
             ctx.progress(done=done, total=len(index), unit="captions")

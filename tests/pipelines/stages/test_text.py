@@ -53,8 +53,6 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return map(open_function(), items) if items else ()
 
     monkeypatch.setattr(text_shards, "each_on_actors", each)
-    monkeypatch.setattr(text_shards.ray, "put", lambda table: table)
-    monkeypatch.setattr(text_shards.ray, "get", lambda table: table)
 
 
 def test_captions_come_back_by_clip(in_process: None, make_clips: Any, tmp_path: Path) -> None:
