@@ -29,6 +29,19 @@ EPSILON = 1e-4
 LARGEST_WEIGHT = 1e4
 
 
+class ClipConv3d(nn.Conv3d):
+    """A convolution that sees one frame to either side; the first and the last frame stand in for those beyond the ends.
+
+    Padding in time is not left to torch: of 2 frames padded to 4, its bfloat16 kernels for CPUs make weight gradients of garbage (2.13).
+    """
+
+    def __init__(self, width_in: int, width_out: int, edge: int = 3, stride: int = 1) -> None:
+        super().__init__(width_in, width_out, (3, edge, edge), stride=stride, padding=(0, 1, 1))
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        return super().forward(torch.cat([x_BCTHW[:, :, :1], x_BCTHW, x_BCTHW[:, :, -1:]], dim=2))
+
+
 class PatchDiscriminator(nn.Module):
     """How real each space-time patch of a video looks: (B, 3, T, H, W) to float32 logits (B, 1, t, h, w).
 
@@ -40,11 +53,11 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         widths = [width * min(2**level, WIDEST) for level in range(layers + 1)]
-        self.first = nn.Conv3d(3, width, (3, 4, 4), stride=2, padding=1)
-        self.convs = nn.ModuleList(nn.Conv3d(narrow, wide, (3, 4, 4), stride=2, padding=1) for narrow, wide in pairwise(widths[:-1]))
-        self.convs.append(nn.Conv3d(widths[-2], widths[-1], 3, padding=1))
+        self.first = ClipConv3d(3, width, edge=4, stride=2)
+        self.convs = nn.ModuleList(ClipConv3d(narrow, wide, edge=4, stride=2) for narrow, wide in pairwise(widths[:-1]))
+        self.convs.append(ClipConv3d(widths[-2], widths[-1]))
         self.norms = nn.ModuleList(FrameNorm(wide, gcd(wide, GROUPS)) for wide in widths[1:])
-        self.last = nn.Conv3d(widths[-1], 1, 3, padding=1)
+        self.last = ClipConv3d(widths[-1], 1)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
         x_BCTHW = F.leaky_relu(self.first(video_BCTHW), 0.2)

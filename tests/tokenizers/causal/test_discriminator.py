@@ -80,6 +80,21 @@ def test_any_clip_length_gives_float32_logits_of_patches(frames: int, steps: int
     assert logits.shape == (2, 1, steps, 2, 3) and logits.dtype == torch.float32
 
 
+@pytest.mark.parametrize(("frames", "layers"), [(1, 2), (3, 1), (5, 2), (9, 2)])
+def test_bfloat16_gradients_are_near_the_exact_ones(frames: int, layers: int) -> None:
+    """With 3 and 5 frames the levels of stride 1 see two."""
+    torch.manual_seed(0)
+    net, gradients = PatchDiscriminator(8, layers), []
+    for rounded in (False, True):
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            loss = net(clips("fake", 5)[:, :, :1].expand(-1, -1, frames, -1, -1)).square().mean()
+        loss.backward()
+        gradients.append({name: weight.grad for name, weight in net.named_parameters()})
+    for name, exact in gradients[0].items():
+        assert exact is not None and (gradients[1][name] - exact).norm() < 0.1 * exact.norm(), name
+
+
 def test_what_a_clip_is_given_does_not_depend_on_its_company() -> None:
     torch.manual_seed(0)
     net = PatchDiscriminator(8, 2).double()
