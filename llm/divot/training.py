@@ -1,0 +1,98 @@
+"""How Divot-LLM is trained, and the trainable that `kinetok.infra.training.fit` drives (by structure: nothing of infra is imported).
+
+    L = text * cross-entropy of the labels + head * loss of the written tokens
+
+each a mean over what a batch has of it. One objective serves pre-training, both kinds of instruction tuning and storytelling: they
+differ in their sequences, in what is frozen, and in the model that they start from. Batches come from `collate`: tokens and text,
+never pixels. LoRA's dropout is the one thing that is not drawn by a sample's own seed.
+
+Legend: B samples, M labels of a sample, N written tokens of a sample.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from kinetok.llm.divot.language import LoRAConfig, tune
+from kinetok.llm.divot.model import DivotLM
+from kinetok.tokenizers.base import Batch, Config, weights_digest
+
+PLAYER = "divot_lm"
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class DivotLMObjective(Config):
+    """What is learned, and by which weights of the model."""
+
+    players: ClassVar[tuple[str, ...]] = (PLAYER,)
+    """Names of what gets an optimizer."""
+    text: Weight = 1.0
+    """Of the cross-entropy."""
+    head: Weight = 1.0
+    """Of the written tokens' loss."""
+    lora: LoRAConfig | None = None
+    """Adapters beside the frozen language model; None trains all of it."""
+    frozen: Literal["from_tokens", "to_head"] | None = None
+    """A projection that keeps its weights: the reference freezes `to_head` when it tunes comprehension, `from_tokens` when generation."""
+
+
+class Player(nn.Module):
+    """What the optimizer sees: the model, and the loss as `forward`."""
+
+    def __init__(self, model: DivotLM, objective: DivotLMObjective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, a scalar, and its parts; `head_loss` is 0 in batches that write nothing, `writing` the part of the samples that do."""
+        losses = self.model(batch)
+        text, head = losses.text(), losses.head()
+        figures = {"lm_loss": text, "head_loss": head, "writing": losses.written_BN.any(1).float().mean()}
+        return self.objective.text * text + self.objective.head * head, {name: value.detach() for name, value in figures.items()}
+
+
+class DivotLMTrainable:
+    """A Divot-LLM as the training loop takes it."""
+
+    def __init__(self, model: DivotLM, objective: DivotLMObjective, *, checkpointing: bool = False) -> None:
+        """`checkpointing` computes each layer twice instead of keeping what is inside it: less memory, the same numbers."""
+        self.model = model
+        tune(model.llm, objective.lora)
+        if objective.frozen is not None:
+            model.get_submodule(objective.frozen).requires_grad_(False)
+        if checkpointing:
+            model.llm.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        self.players: Mapping[str, nn.Module] = {PLAYER: Player(model, objective)}
+        self.frozen: Mapping[str, nn.Module] = {}
+
+    def active(self, player: str, step: int) -> bool:
+        """The one player always takes part."""
+        return True
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample figures, each (B,).
+
+        `lm_loss` is the mean over a sample's labels. The perplexity per label is exp(mean lm_nats / mean lm_labels). `head_loss` is 0 for
+        samples that write nothing: divide its mean by that of `writing`.
+        """
+        losses = self.model(batch)
+        nats_B, labels_B, written_B = losses.text_BM.sum(1), losses.labelled_BM.sum(1), losses.written_BN.sum(1)
+        return {
+            "lm_loss": nats_B / labels_B.clamp(min=1),
+            "lm_nats": nats_B,
+            "lm_labels": labels_B.float(),
+            "head_loss": losses.head_BN.sum(1) / written_B.clamp(min=1),
+            "writing": (written_B > 0).float(),
+        }
+
+    def digest(self, module: nn.Module) -> str:
+        """Digest of a module's weights; nothing here is frozen as a whole."""
+        return weights_digest(module)
+
+    def export(self, folder: Path) -> None:
+        """Save the model, its adapters merged."""
+        self.model.save_pretrained(folder)
