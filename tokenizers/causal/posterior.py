@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kinetok.tokenizers.causal.layers import Memory
+
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
@@ -31,17 +33,20 @@ class Posterior:
 
 
 class Heads(nn.Module, ABC):
-    """Encoder trunk features -> posterior, and latent -> decoder trunk features: what growing copies and trains anew."""
+    """Encoder trunk features -> posterior, and latent -> decoder trunk features: what growing copies and trains anew.
+
+    Heads that look back in time take the `memory` of a stream.
+    """
 
     z: int
     """Latent channels."""
 
     @abstractmethod
-    def posterior(self, features_BDthw: Tensor) -> Posterior:
+    def posterior(self, features_BDthw: Tensor, memory: Memory | None = None) -> Posterior:
         """The distribution of the latent, at least float32."""
 
     @abstractmethod
-    def decoder_features(self, latent_BZthw: Tensor) -> Tensor:
+    def decoder_features(self, latent_BZthw: Tensor, memory: Memory | None = None) -> Tensor:
         """What the decoder trunk starts from, in the type of the heads' weights."""
 
 
@@ -54,12 +59,12 @@ class LatentHeads(Heads):
         self.to_posterior = nn.Conv3d(width, 2 * z, 1)
         self.from_latent = nn.Conv3d(z, decoder_width or width, 1)
 
-    def posterior(self, features_BDthw: Tensor) -> Posterior:
+    def posterior(self, features_BDthw: Tensor, memory: Memory | None = None) -> Posterior:
         moments = self.to_posterior(features_BDthw)
         mean, log_variance = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=1)
         return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
 
-    def decoder_features(self, latent_BZthw: Tensor) -> Tensor:
+    def decoder_features(self, latent_BZthw: Tensor, memory: Memory | None = None) -> Tensor:
         features_BDthw: Tensor = self.from_latent(latent_BZthw.to(self.from_latent.weight.dtype))
         return features_BDthw
 
@@ -78,15 +83,15 @@ class DualHeads(Heads):
         assert residual.from_latent.bias is not None
         nn.init.zeros_(residual.from_latent.bias)
 
-    def posterior(self, features_BDthw: Tensor) -> Posterior:
+    def posterior(self, features_BDthw: Tensor, memory: Memory | None = None) -> Posterior:
         key_BDthw, residual_BDthw = features_BDthw.chunk(2, dim=1)
-        key, residual = self.key.posterior(key_BDthw), self.residual.posterior(residual_BDthw)
+        key, residual = self.key.posterior(key_BDthw, memory), self.residual.posterior(residual_BDthw)
         mean_BZthw = torch.cat([key.mean_BZthw, residual.mean_BZthw], dim=1)
         return Posterior(mean_BZthw, torch.cat([key.log_variance_BZthw, residual.log_variance_BZthw], dim=1))
 
-    def decoder_features(self, latent_BZthw: Tensor) -> Tensor:
+    def decoder_features(self, latent_BZthw: Tensor, memory: Memory | None = None) -> Tensor:
         key_BZthw, residual_BZthw = torch.split(latent_BZthw, [self.key.z, self.residual.z], dim=1)
-        return self.key.decoder_features(key_BZthw) + self.residual.decoder_features(residual_BZthw)
+        return self.key.decoder_features(key_BZthw, memory) + self.residual.decoder_features(residual_BZthw)
 
 
 def seeded_noise(seeds: Iterable[int], shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -51,7 +51,7 @@ class EncodeStream:
         if not T:
             return video_BCTHW.new_empty(B, self.model.heads.z, 0, H // self.model.spatial, W // self.model.spatial)
         (features_BDthw,) = self.model.next_features(video_BCTHW, self._memories)
-        return self.model.heads.posterior(features_BDthw).mean_BZthw
+        return self.model.heads.posterior(features_BDthw, self._memories[0]).mean_BZthw
 
 
 class DecodeStream:
@@ -67,4 +67,4 @@ class DecodeStream:
         B, _, t, h, w = latent_BZthw.shape
         if not t:
             return latent_BZthw.new_empty(B, 3, 0, h * self.model.spatial, w * self.model.spatial)
-        return self.model.next_frames(self.model.heads.decoder_features(latent_BZthw), self._memory).clamp(-1, 1)
+        return self.model.next_frames(self.model.heads.decoder_features(latent_BZthw, self._memory), self._memory).clamp(-1, 1)

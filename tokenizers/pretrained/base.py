@@ -25,7 +25,7 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from kinetok.tokenizers.base import CONFIG_FILE, ModelConfig, Tokenizer, weights_digest
-from kinetok.tokenizers.causal.layers import pad_frames
+from kinetok.tokenizers.causal.layers import Memory, pad_frames
 from kinetok.tokenizers.causal.posterior import LOG_VARIANCE_RANGE, Heads, Posterior
 from kinetok.tokenizers.causal.rung import Rung
 
@@ -137,8 +137,8 @@ class ConvHeads(Heads):
         super().__init__()
         self.z, self.to_moments, self.from_latent = z, to_moments, from_latent
 
-    def posterior(self, features_BDthw: Tensor) -> Posterior:
-        moments = self.to_moments(features_BDthw)
+    def posterior(self, features_BDthw: Tensor, memory: Memory | None = None) -> Posterior:
+        moments = looking_back(self.to_moments, features_BDthw, memory)
         mean, log_variance = self.split(moments.to(torch.promote_types(moments.dtype, torch.float32)))
         return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
 
@@ -147,9 +147,17 @@ class ConvHeads(Heads):
         mean, log_variance = moments.chunk(2, dim=1)
         return mean, log_variance
 
-    def decoder_features(self, latent_BZthw: Tensor) -> Tensor:
-        features_BDthw: Tensor = self.from_latent(latent_BZthw.to(next(self.from_latent.parameters()).dtype))
-        return features_BDthw
+    def decoder_features(self, latent_BZthw: Tensor, memory: Memory | None = None) -> Tensor:
+        return looking_back(self.from_latent, latent_BZthw.to(next(self.from_latent.parameters()).dtype), memory)
+
+
+def looking_back(head: nn.Module, x_BCthw: Tensor, memory: Memory | None) -> Tensor:
+    """A head that sees each step and the two before it, which `memory` holds for the next piece of a stream."""
+    seen_BCthw = torch.cat([memory[head], x_BCthw], dim=2) if memory and head in memory else x_BCthw
+    if memory is not None:
+        memory[head] = seen_BCthw[:, :, -2:].clone()
+    y_BCthw: Tensor = head(seen_BCthw)
+    return y_BCthw[:, :, seen_BCthw.shape[2] - x_BCthw.shape[2] :]
 
 
 class Passage(nn.Module):

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from tests.tokenizers.causal.conftest import shake
 from tests.tokenizers.pretrained.conftest import Adapt, MakeModel, MakeVideo
 
+from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
+from kinetok.tokenizers.causal.streaming import DecodeStream, EncodeStream
 from kinetok.tokenizers.pretrained import wan
 
 
@@ -35,3 +38,25 @@ def test_geometry_of_both_generations(make_model: MakeModel, adapt: Adapt) -> No
     first, second = (adapt(make_model(name)).geometry for name in ("wan", "wan2.2"))
     assert (first.temporal, first.spatial, first.channels, first.encoder_width, first.decoder_width) == (4, 8, 16, 4, 4)
     assert (second.temporal, second.spatial, second.channels, second.encoder_width, second.decoder_width) == (4, 16, 4, 4, 8)
+
+
+@pytest.mark.parametrize("plan", [(1, 4, 4, 4), (1, 8, 4), (1, 12), (13,), (2, 3, 5, 3)], ids=str)
+@pytest.mark.parametrize("rung", ["wan", "wan2.2", "grown", "dual"])
+def test_a_stream_gives_what_one_call_gives(
+    rung: str, plan: tuple[int, ...], make_model: MakeModel, adapt: Adapt, make_video: MakeVideo
+) -> None:
+    model = adapt(make_model("wan2.2" if rung == "wan2.2" else "wan"))
+    if rung in ("grown", "dual"):
+        model = GrownTokenizer(GrownConfig(blocks=1, groups=4, mix="add" if rung == "grown" else "dual"), model).eval()
+        shake(model)
+    video, encoding, decoding = make_video(sum(plan)), EncodeStream(model), DecodeStream(model)
+    steps = [encoding.push(piece) for piece in video.split(plan, dim=2)] + [encoding.finish()]
+    tokens = model.encode(video)
+    torch.testing.assert_close(torch.cat(steps, dim=2), tokens.values, rtol=1e-4, atol=1e-4)
+    frames = torch.cat([decoding.push(piece) for piece in steps], dim=2)
+    torch.testing.assert_close(frames[:, :, : tokens.frames], model.decode(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_a_class_without_state_does_not_stream(make_model: MakeModel, adapt: Adapt, make_video: MakeVideo) -> None:
+    with pytest.raises(ValueError, match="a 'cosmos' model does not stream"):
+        EncodeStream(adapt(make_model("cosmos-4"))).push(make_video(1))
