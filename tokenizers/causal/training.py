@@ -104,7 +104,7 @@ class AutoencoderPlayer(nn.Module):
     def __init__(self, model: Rung, objective: ReconstructionObjective, judges: Judges) -> None:
         super().__init__()
         self.model, self.objective, self.judges = model, objective, judges
-        # A tuple, or the parameter would be registered a second time.
+        # A tuple, or the layer would be registered a second time.
         self.balanced = (last_trained_layer(model),) if judges.discriminator is not None else ()
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -120,7 +120,7 @@ class AutoencoderPlayer(nn.Module):
         adversarial = self.objective.adversarial
         if adversarial is not None and self.judges.discriminator is not None and step >= adversarial.start:
             figures["gan_g"] = generator_loss(self.judges.discriminator(output_BCTHW))
-            figures["gan_weight"] = adaptive_weight(reconstruction, figures["gan_g"], *self.balanced)
+            figures["gan_weight"] = adaptive_weight(reconstruction, figures["gan_g"], *(layer.weight for layer in self.balanced))
             loss = loss + adversarial.weight * figures["gan_weight"] * figures["gan_g"]
         return loss, {name: value.detach() for name, value in figures.items()}
 
@@ -211,8 +211,8 @@ def rungs_below(model: Rung) -> dict[str, nn.Module]:
     return below
 
 
-def last_trained_layer(model: Rung) -> nn.Parameter:
-    """The kernel that the adaptive weight balances gradients at: the last one the model trains on the way to the pixels.
+def last_trained_layer(model: Rung) -> nn.Conv3d:
+    """The layer whose kernel the adaptive weight balances gradients at: the last one the model trains on the way to the pixels.
 
     In a base it makes the pixels. A grown rung's pixel decoder is frozen, so there it is the kernel that doubles the steps, the last
     before the frozen trunk; the two extra backward passes then run through that trunk.
@@ -220,5 +220,5 @@ def last_trained_layer(model: Rung) -> nn.Parameter:
     if not isinstance(model, CausalTokenizer | GrownTokenizer):
         raise ValueError(f"a {model.config.kind!r} model has no decoder layer of its own to train: leave objective.adversarial out")
     layer = model.decoder.up.conv if isinstance(model, GrownTokenizer) else model.decoder.to_pixels
-    assert isinstance(layer.weight, nn.Parameter)
-    return layer.weight
+    assert isinstance(layer, nn.Conv3d)
+    return layer

@@ -178,7 +178,7 @@ def test_before_its_first_step_the_discriminator_changes_nothing(base: CausalTok
 def test_the_adversarial_term_pulls_the_last_trained_layer_as_the_reconstruction_does(rung: str, request: pytest.FixtureRequest) -> None:
     model: CausalTokenizer | GrownTokenizer = request.getfixturevalue(rung).float()
     _, autoencoder, discriminator = adversaries(model)
-    batch, layer = make_batch(), last_trained_layer(model)
+    batch, layer = make_batch(), last_trained_layer(model).weight
     assert layer.requires_grad
     output, _ = reconstruct(model, batch, pixels(batch))
     l1, generator = (output - pixels(batch)).abs().mean(), -discriminator.net(output).mean()
