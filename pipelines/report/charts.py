@@ -16,7 +16,7 @@ POINTS = 240
 """A longer series is averaged down to about so many points."""
 CHARTS = 4
 BORING = ("lr", "samples_per_second")
-FIRST = ("loss", "psnr", "l1")
+FIRST = ("loss", "flow_loss", "psnr", "l1")
 
 Points = Sequence[tuple[float, float]]
 """(step, value), steps rising."""

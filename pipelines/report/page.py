@@ -18,13 +18,15 @@ from kinetok.infra.metrics_log import read_metrics
 from kinetok.pipelines.data.quarantine import ReasonCount
 from kinetok.pipelines.data.quarantine import report as quarantine_report
 from kinetok.pipelines.report.charts import Chart, charts
-from kinetok.pipelines.report.tables import PANEL, TABLE, Shown, ShownList, Table
+from kinetok.pipelines.report.tables import CONTACT, GENERATION, PANEL, TABLE, Generation, Shown, ShownList, Table
 
 TEMPLATE = "report.html"
 RAW_BITS = 24
 """Of one pixel."""
 RATES = ("clips_per_second", "decode_clips_per_second_per_core", "model_clips_per_second_per_actor")
 """What `encode` says of its speed."""
+GENERATOR = "diffusion"
+"""Kind of the training runs that are shown beside what their models generate."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,19 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """What one `generate` made."""
+
+    name: str
+    about: Generation
+    videos: tuple[tuple[str, str], ...]
+    """(prompt, data: URL)."""
+    contact: str
+    """data: URL of the contact sheet."""
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Speed:
     """A measured rate beside the floors of the same run: bars of one scale."""
 
@@ -96,10 +111,11 @@ class Sources:
     clips: Artifact
     trained: tuple[Artifact, ...]
     encoded: tuple[Artifact, ...]
+    generated: tuple[Artifact, ...] = ()
 
     @property
     def all(self) -> tuple[Artifact, ...]:
-        return (self.clips, *self.trained, *self.encoded, self.quality)
+        return (self.clips, *self.trained, *self.encoded, self.quality, *self.generated)
 
 
 def render(title: str, sources: Sources) -> str:
@@ -118,7 +134,9 @@ def render(title: str, sources: Sources) -> str:
         longest=max(line.psnr for line in table.ladder),
         panel=_clips(sources.quality, [entry for entry in shown if entry.role == "panel"]),
         worst=_clips(sources.quality, [entry for entry in shown if entry.role == "worst"]),
-        trainings=[_training(artifact) for artifact in sources.trained],
+        trainings=[_training(artifact) for artifact in sources.trained if artifact.kind != GENERATOR],
+        generators=[_training(artifact) for artifact in sources.trained if artifact.kind == GENERATOR],
+        galleries=[_gallery(artifact) for artifact in sources.generated],
         speeds=[speed for artifact in sources.encoded if (speed := _speed(artifact)) is not None],
         flows=[_flow(artifact) for artifact in (sources.clips, *sources.encoded, sources.quality)],
         artifacts=sources.all,
@@ -162,8 +180,24 @@ def _clips(quality: Artifact, shown: Sequence[Shown]) -> list[Clip]:
     return clips
 
 
-def _data_url(artifact: Artifact, name: str) -> str:
-    return "data:video/mp4;base64," + base64.b64encode(artifact.folder.read_bytes(name)).decode()
+def _gallery(artifact: Artifact) -> Gallery:
+    about = Generation.model_validate_json(artifact.folder.read_bytes(GENERATION))
+    metrics = artifact.record.metrics
+    seconds = [metrics[name] or 0.0 for name in ("sample_seconds", "decode_seconds")]
+    facts = (
+        ("frames", f"{about.frames} at {about.fps:g} fps"),
+        ("tokens a video", f"{about.tokens:,}"),
+        ("Euler steps", str(about.steps)),
+        ("guidance", f"{about.guidance:g}"),
+        ("text encoder", about.encoder),
+        ("seconds a video", f"{short(seconds[0] / len(about.videos))} to sample, {short(seconds[1] / len(about.videos))} to decode"),
+    )
+    videos = tuple((video.prompt, _data_url(artifact, video.file)) for video in about.videos)
+    return Gallery(artifact.name, about, videos, _data_url(artifact, CONTACT, "image/png"), facts)
+
+
+def _data_url(artifact: Artifact, name: str, kind: str = "video/mp4") -> str:
+    return f"data:{kind};base64," + base64.b64encode(artifact.folder.read_bytes(name)).decode()
 
 
 def _training(artifact: Artifact) -> Training:

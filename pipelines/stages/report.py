@@ -1,4 +1,4 @@
-"""`report`: one HTML page that shows a job's outcome to people: verdict, ladder, videos, curves, speed, counts, lineage.
+"""`report`: one HTML page that shows a job's outcome to people: verdict, ladder, videos, generated videos, curves, speed, counts, lineage.
 
 The page (`report.html`) holds everything inside itself and can be mailed. Not covered: its content (`report/page.py`).
 """
@@ -17,15 +17,18 @@ class Report(Stage):
     quality: Annotated[Ref, Produces("evaluate")]
     clips: Annotated[Ref, Produces("clips")]
     """The clips of the job, for counts and quarantine."""
-    trained: Annotated[tuple[Ref, ...], Produces("train")] = ()
+    trained: Annotated[tuple[Ref, ...], Produces("train", "diffusion")] = ()
     """Training runs whose curves are shown."""
     encoded: Annotated[tuple[Ref, ...], Produces("encode")] = ()
     """Encodings whose speed and counts are shown."""
+    generated: Annotated[tuple[Ref, ...], Produces("generate")] = ()
+    """Generated videos to play."""
 
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.report.page import Sources, render
 
-        sources = Sources(ctx.input("quality"), ctx.input("clips"), ctx.several("trained"), ctx.several("encoded"))
+        several = (ctx.several(name) for name in ("trained", "encoded", "generated"))
+        sources = Sources(ctx.input("quality"), ctx.input("clips"), *several)
         page = render(self.title, sources).encode()
         ctx.out.write_bytes("report.html", page)
         return StageResult({"bytes": float(len(page))})

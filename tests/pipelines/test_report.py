@@ -16,7 +16,7 @@ from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import part_bytes, part_name
 from kinetok.pipelines.report.charts import chart, charts, ticks
 from kinetok.pipelines.report.page import judge
-from kinetok.pipelines.report.tables import Geometry, Line, RungCost, Shown, ShownList, Table
+from kinetok.pipelines.report.tables import Generated, Generation, Geometry, Line, RungCost, Shown, ShownList, Table
 from kinetok.pipelines.stages.report import Report
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -48,6 +48,31 @@ def _publish(store: Store, kind: str, name: str, counts: Counts | None = None, m
     return publish(store.folder(kind, name, name[0] * 16), record)
 
 
+TRAINED = (("train", "base", "autoencoder"), ("diffusion", "flow", "dit"))
+
+
+def _trained(store: Store, kind: str, name: str, player: str) -> Artifact:
+    trained = store.folder(kind, name, name[0] * 16)
+    log = MetricsLog(trained, after=-1)
+    for step in range(5):
+        log.write(step, {f"train/{player}/loss": 1.0 / (step + 1), f"train/{player}/lr": 1e-3, "val/psnr": 20.0 + step})
+    log.flush()
+    summary = {"steps": 5, "seconds": 60.0, "samples_per_second": 3.0, "restarts": 1, "frozen": {"lower": {"before": "a", "after": "a"}}}
+    trained.write_text("training.json", json.dumps(summary))
+    return _publish(store, kind, name)
+
+
+def _generated(store: Store) -> Artifact:
+    """One generated video of a hostile prompt."""
+    video = Generated(prompt=HOSTILE, file="videos/000.mp4", seed=1)
+    about = Generation(tokenizer="base", encoder="untrained", frames=34, fps=8, steps=30, guidance=4, tokens=256, videos=(video,))
+    folder = store.folder("generate", "made", "m" * 16)
+    folder.write_text("prompts.json", about.model_dump_json())
+    folder.write_bytes("contact.png", b"not really a picture")
+    folder.write_bytes(video.file, b"not really a video")
+    return _publish(store, "generate", "made", metrics={"sample_seconds": 2.5, "decode_seconds": 0.5})
+
+
 @pytest.fixture
 def page(tmp_path: Path) -> str:
     """The page of a good job whose captions and quarantine messages are hostile."""
@@ -55,14 +80,7 @@ def page(tmp_path: Path) -> str:
     bad = {"id": HOSTILE, "video": "v", "shard": 0, "decision": "quarantined", "reason": "unreadable", "message": HOSTILE}
     store.folder("clips", "clips", "c" * 16).write_bytes(part_name(0), part_bytes([bad]))
     clips = _publish(store, "clips", "clips", Counts(input=9, written=6, filtered=2, quarantined=1))
-    trained = store.folder("train", "base", "b" * 16)
-    log = MetricsLog(trained, after=-1)
-    for step in range(5):
-        log.write(step, {"train/autoencoder/loss": 1.0 / (step + 1), "train/autoencoder/lr": 1e-3, "val/psnr": 20.0 + step})
-    log.flush()
-    summary = {"steps": 5, "seconds": 60.0, "samples_per_second": 3.0, "restarts": 1, "frozen": {"lower": {"before": "a", "after": "a"}}}
-    trained.write_text("training.json", json.dumps(summary))
-    base = _publish(store, "train", "base")
+    base, diffusion = (_trained(store, kind, name, player) for kind, name, player in TRAINED)
     rates = {"clips_per_second": 40.0, "decode_clips_per_second_per_core": 100.0, "model_clips_per_second_per_actor": 25.0}
     tokens = _publish(store, "encode", "tokens", Counts(input=6, written=6), rates)
     quality = store.folder("evaluate", "quality", "q" * 16)
@@ -72,11 +90,14 @@ def page(tmp_path: Path) -> str:
     ]
     quality.write_bytes("panel.json", ShownList.dump_json(shown))
     quality.write_bytes("panel/a.mp4", b"not really a video")
-    inputs: dict[str, Artifact | tuple[Artifact, ...]] = {"clips": clips, "trained": (base,), "encoded": (tokens,)}
+    inputs: dict[str, Artifact | tuple[Artifact, ...]] = {"clips": clips, "trained": (base, diffusion), "encoded": (tokens,)}
     inputs["quality"] = _publish(store, "evaluate", "quality", Counts(input=3, written=3))
+    inputs["generated"] = (_generated(store),)
     out = Folder(str(tmp_path / "out"))
     context = StageContext("report", "0" * 16, inputs, out, Resources(), lambda **_: None, threading.Event())
-    stage = Report(quality=Ref("quality"), clips=Ref("clips"), trained=(Ref("base"),), encoded=(Ref("tokens"),))
+    stage = Report(
+        quality=Ref("quality"), clips=Ref("clips"), trained=(Ref("base"), Ref("flow")), encoded=(Ref("tokens"),), generated=(Ref("made"),)
+    )
     assert stage.run(context).metrics["bytes"] > 1000
     return out.read_text("report.html")
 
@@ -84,12 +105,19 @@ def page(tmp_path: Path) -> str:
 def test_the_page_shows_what_was_measured(page: str) -> None:
     for text in ("28.1 dB at 4×8×8", "passed", "clip mean frame", "24.90", "19.3 k", "quarantined", "unchanged", "80% of 2 model actors"):
         assert text in page, text
-    assert page.count("<video") == 2 and page.count("data:video/mp4;base64,") == 2 and page.count("<svg") == 2
+    assert page.count("<video") == 3 and page.count("data:video/mp4;base64,") == 3 and page.count("<svg") == 4
+
+
+def test_generated_videos_stand_with_prompt_sheet_and_curve(page: str) -> None:
+    section = page[page.index("<h2>Generated") : page.index("<h2>Training")]
+    for text in ("34 at 8 fps", "untrained", "2.5 to sample, 0.5 to decode", "data:image/png;base64,", "train/dit/loss", "&lt;script&gt;"):
+        assert text in section, text
+    assert section.count("<video") == 1 and section.count("<svg") == 2 and "train/dit/loss" not in page[page.index("<h2>Training") :]
 
 
 def test_text_from_strangers_is_escaped(page: str) -> None:
     assert "&lt;script&gt;alert(1)" in page
-    assert "<script" not in page and "<img" not in page
+    assert "<script" not in page and page.count("<img") == 1 and "<img src=x" not in page
 
 
 def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
