@@ -29,14 +29,14 @@ def test_hinge_losses_are_what_the_formula_says() -> None:
     assert hinge_loss(torch.tensor([1.0]), torch.tensor([-1.0])) == 0
 
 
-def test_lecam_is_zero_where_logits_stand_at_the_averages_and_quadratic_beyond() -> None:
+def test_lecam_is_zero_where_logits_stand_at_the_others_average_and_quadratic_beyond() -> None:
     lecam = Lecam()
-    lecam.real.fill_(0.25)
-    lecam.fake.fill_(0.25)
-    level = torch.full((3,), 0.25)
-    assert lecam(level, level) == 0
-    assert lecam(level + 2, level - 3).item() == pytest.approx(4 + 9)
-    assert lecam(level - 2, level + 3) == 0
+    lecam.real.fill_(0.5)
+    lecam.fake.fill_(-0.25)
+    real, fake = torch.full((3,), -0.25), torch.full((3,), 0.5)
+    assert lecam(real, fake) == 0
+    assert lecam(real + 2, fake - 3).item() == pytest.approx(4 + 9)
+    assert lecam(real - 2, fake + 3) == 0
 
 
 def test_lecam_averages_are_checkpointed_and_updated_without_gradient() -> None:

@@ -1,11 +1,11 @@
-"""LPIPS against torchmetrics' own network, which is given our VGG16 because it would take torchvision's; and loading of weights."""
+"""LPIPS against torchmetrics' own network, which is given a VGG16 because torchvision is not installed; and loading of weights."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.image import lpips as reference
 
 from kinetok.tokenizers.causal.perceptual import Lpips, load_lpips, published_heads
@@ -42,8 +42,20 @@ def videos(size: int = 32) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def test_it_is_torchmetrics_lpips_averaged_over_frames(net: Lpips, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "_get_tv_model_features", lambda *_: net.features)
+def torchvision_features(vgg: Weights) -> nn.Sequential:
+    """`torchvision.models.vgg16().features`, from its configuration D (M is a pooling)."""
+    layers: list[nn.Module] = []
+    width = 3
+    for entry in "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M".split():
+        layers += [nn.MaxPool2d(2, 2)] if entry == "M" else [nn.Conv2d(width, int(entry), 3, padding=1), nn.ReLU()]
+        width = width if entry == "M" else int(entry)
+    features = nn.Sequential(*layers)
+    features.load_state_dict({name.removeprefix("features."): tensor for name, tensor in vgg.items()})
+    return features
+
+
+def test_it_is_torchmetrics_lpips_averaged_over_frames(vgg: Weights, net: Lpips, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "_get_tv_model_features", lambda *_: torchvision_features(vgg))
     theirs = reference._LPIPS(pretrained=True, net="vgg")
     x, y = videos()
     expected = [[theirs(a[:, t][None], b[:, t][None]).item() for t in range(3)] for a, b in zip(x, y, strict=True)]
