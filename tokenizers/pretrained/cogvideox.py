@@ -81,16 +81,17 @@ class CogVideoXTokenizer(Pretrained):
 
     @torch.no_grad()
     def encode(self, video_BCTHW: Tensor) -> Tokens:
-        """Posterior means (B, Z, t, h, w) with odd t, float32; ValueError on what is no video."""
+        """Posterior means (B, Z, t, h, w) with odd t, at least float32; ValueError on what is no video."""
         check_video(video_BCTHW, self.config.spatial)
         padded_BCTHW = pad_frames(video_BCTHW, WINDOW)
         latent_BZthw: Tensor = self.model.encode(padded_BCTHW).latent_dist.mode()  # type: ignore[operator]
-        return Tokens(latent_BZthw.float(), frames=video_BCTHW.shape[2])
+        return Tokens(latent_BZthw.to(torch.promote_types(latent_BZthw.dtype, torch.float32)), frames=video_BCTHW.shape[2])
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
         """The video (B, 3, tokens.frames, H, W), clamped to [-1, 1]; ValueError on an even number of steps."""
         if tokens.values.shape[2] % 2 == 0:
             raise ValueError(f"{self.class_name} encodes to an odd number of steps; {tokens.values.shape[2]} would come back as others")
-        video_BCTHW: Tensor = self.model.decode(tokens.values).sample  # type: ignore[operator]
+        latent_BZthw = tokens.values.to(next(self.model.parameters()).dtype)
+        video_BCTHW: Tensor = self.model.decode(latent_BZthw).sample  # type: ignore[operator]
         return video_BCTHW[:, :, : tokens.frames].clamp(-1, 1)
