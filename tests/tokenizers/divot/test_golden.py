@@ -1,0 +1,275 @@
+"""Every module of Divot against the official one, through the loader of the released checkpoints. Tolerances are the files' own."""
+
+import json
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import torch
+from tests import golden_files
+from tests.golden_files import FOLDER, Golden
+from torch import Tensor, nn
+
+from kinetok.tokenizers.divot import schedule
+from kinetok.tokenizers.divot.checkpoints import compare, load_official, load_tokenizer, official_names
+from kinetok.tokenizers.divot.ddim import SamplerConfig, ddim_steps, guide, make_grid
+from kinetok.tokenizers.divot.detokenizer import Detokenizer, DetokenizerConfig
+from kinetok.tokenizers.divot.encoder import EncoderConfig, TokenEncoder
+from kinetok.tokenizers.divot.frame_vae import FrameVAE
+from kinetok.tokenizers.divot.perceiver import Perceiver, PerceiverConfig
+from kinetok.tokenizers.divot.spacetime import SpaceTimeEncoder
+from kinetok.tokenizers.divot.temporal import TemporalEncoder
+from kinetok.tokenizers.divot.unet import UNetConfig, VideoUNet, sinusoids
+from kinetok.tokenizers.divot.unet_layers import Given, ResBlock, SpatialTransformer, TemporalTransformer
+from kinetok.tokenizers.divot.vit import preprocess
+
+GROUPS = 32
+
+
+@pytest.fixture(autouse=True)
+def _no_gradient() -> object:
+    with torch.no_grad():
+        yield
+
+
+def arguments(golden: Golden) -> dict[str, Any]:
+    return cast(dict[str, Any], golden.constructor)
+
+
+def unet_config(numbers: dict[str, Any]) -> UNetConfig:
+    return UNetConfig(
+        z=numbers["in_channels"],
+        channels=numbers["model_channels"],
+        mult=tuple(numbers["channel_mult"]),
+        blocks=numbers["num_res_blocks"],
+        attention=tuple(sorted(rate.bit_length() - 1 for rate in numbers["attention_resolutions"])),
+        head_width=numbers["num_head_channels"],
+        context=numbers["context_dim"],
+        stride=numbers["default_fs"],
+    )
+
+
+def loaded_unet(golden: Golden, numbers: dict[str, Any]) -> VideoUNet:
+    unet = VideoUNet(unet_config(numbers)).eval()
+    load_official({"": unet}, golden.state())
+    return unet
+
+
+def frame_vae(ch: int, mult: list[int], blocks: int) -> FrameVAE:
+    from diffusers import AutoencoderKL
+
+    levels = len(mult)
+    return FrameVAE(
+        AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=tuple(ch * factor for factor in mult),
+            layers_per_block=blocks,
+            latent_channels=4,
+        )
+    ).eval()
+
+
+def test_temporal_encoder() -> None:
+    golden = golden_files.read("01_temporal_encoder")
+    numbers = arguments(golden)
+    model = TemporalEncoder(
+        numbers["context_length"], numbers["input_dim"], numbers["width"], numbers["layers"], numbers["heads"], numbers["output_dim"]
+    )
+    load_official({"": model}, golden.state())
+    golden.check(model(golden.tensors["in.x"]), "y")
+
+
+def test_space_time_encoder_and_its_perceiver() -> None:
+    golden = golden_files.read("02_spatial_temporal_down")
+    numbers = arguments(golden)
+    frames, dim = numbers["num_frames"], numbers["dim"]
+    model = SpaceTimeEncoder(frames, numbers["num_queries"] // frames, dim, numbers["transformer_depth"], numbers["num_heads"])
+    perceiver = PerceiverConfig(queries=numbers["num_queries_down"], depth=numbers["resampler_depth"])
+    head = Perceiver(perceiver, dim, dim, numbers["dim_down"])
+    load_official({"": model, "down_sampler.": head}, golden.state())
+    features = model(golden.tensors["in.x"])
+    golden.check(features, "hidden")
+    golden.check(head(features), "y")
+
+
+def test_perceiver() -> None:
+    golden = golden_files.read("03_resampler")
+    numbers = arguments(golden)
+    config = PerceiverConfig(queries=numbers["num_queries"], depth=numbers["depth"], heads=numbers["heads"], head_width=numbers["dim_head"])
+    model = Perceiver(config, numbers["embedding_dim"], numbers["dim"], numbers["output_dim"])
+    load_official({"": model}, golden.state())
+    golden.check(model(golden.tensors["in.x"]), "y")
+    golden.check(model(golden.tensors["in.x"].flip(1)), "y_permuted")
+
+
+def test_tokenizer_behind_the_vision_transformer() -> None:
+    golden = golden_files.read("04_tokenizer_after_vit")
+    numbers = arguments(golden)
+    config = EncoderConfig(
+        frames=numbers["num_frames"],
+        temporal_width=numbers["width"],
+        temporal_depth=numbers["temporal_depth"],
+        pool=numbers["pool_size"],
+        width=numbers["hidden_size"],
+        depth=numbers["transformer_depth"],
+        perceiver=PerceiverConfig(queries=numbers["down_num_tokens"], depth=numbers["resampler_depth"]),
+        token_width=numbers["resampler_dim"],
+    )
+    model = TokenEncoder(config, numbers["input_dim"])
+    report = load_tokenizer(model, golden.state() | {"vit_model.model.visual.proj": torch.zeros(1)})
+    assert report.ignored == ("vit_model.model.visual.proj",)
+    vit_BTND = golden.tensors["in.vit"].unflatten(0, (-1, numbers["num_frames"]))[:, :, 1:]
+    pooled = model.pooled(vit_BTND)
+    golden.check(pooled, "pooled")
+    golden.check(model.norm(pooled), "pooled_normed")
+    golden.check(model(vit_BTND), "y")
+
+
+@pytest.mark.parametrize("name", ["05_unet", "05e_unet_full_topology"])
+def test_unet(name: str) -> None:
+    golden = golden_files.read(name)
+    unet = loaded_unet(golden, arguments(golden))
+    for case in json.loads(golden.metadata["cases"]):
+        given = golden.under(f"in.{case}")
+        golden.check(unet(given["x"], given["t"], given["context"], given["fs"]), f"{case}.y")
+    given = golden.under("in.T4_c125")
+    golden.check(unet(given["x"], given["t"], given["context"]), "T4_c125.y_default_fs")
+
+
+def test_residual_block() -> None:
+    golden = golden_files.read("05a_resblock")
+    numbers = arguments(golden)
+    model = ResBlock(numbers["channels"], numbers["out_channels"], numbers["emb_channels"], GROUPS, numbers["dropout"]).eval()
+    load_official({"": model}, golden.state())
+    x, time = golden.tensors["in.x"], golden.tensors["in.emb"]
+    golden.check(model.spatial(x, time), "y_no_temporal")
+    golden.check(model(x, Given(int(golden.metadata["frames"]), time, torch.empty(0), None)), "y")
+
+
+def test_spatial_transformer() -> None:
+    golden = golden_files.read("05b_spatial_transformer")
+    numbers = arguments(golden)
+    model = SpatialTransformer(numbers["in_channels"], numbers["n_heads"], GROUPS, numbers["context_dim"], split=True)
+    load_official({"": model}, golden.state())
+    x, context = golden.tensors["in.x"], golden.tensors["in.context"]
+    for tokens in (125, 77, 64):
+        second = context[:, 77:tokens] if tokens > 77 else None
+        golden.check(model(x, Given(1, torch.empty(0), context[:, : min(tokens, 77)], second)), f"y_c{tokens}")
+
+
+@pytest.mark.parametrize("name", ["05c_temporal_transformer", "05d_temporal_transformer_conv1d"])
+def test_temporal_transformer(name: str) -> None:
+    golden = golden_files.read(name)
+    numbers = arguments(golden)
+    width = numbers["n_heads"] * numbers["d_head"]
+    model = TemporalTransformer(numbers["in_channels"], numbers["n_heads"], GROUPS, width)
+    load_official({"": model}, golden.state())
+    x = golden.tensors["in.x"]
+    y = model(x.transpose(1, 2).flatten(0, 1), Given(x.shape[2], torch.empty(0), torch.empty(0), None))
+    golden.check(y.unflatten(0, (len(x), -1)).transpose(1, 2), "y")
+
+
+def test_schedule_and_conversions() -> None:
+    golden = golden_files.read("06_schedule")
+    golden.check(schedule.betas(), "f64_betas_before_rescale")
+    golden.check(schedule.zero_terminal_snr(schedule.betas()), "f64_betas")
+    golden.check(schedule.alpha_bar(), "f64_alphas_cumprod")
+    assert schedule.alpha_bar()[-1] == 0
+    given = golden.under("in")
+    golden.check(schedule.clean(given["x"], given["v"], given["t"]), "x0_from_v")
+    golden.check(schedule.noise(given["x"], given["v"], given["t"]), "eps_from_v")
+    for width in (33, 64):
+        golden.check(sinusoids(given["t_embed"], width), f"timestep_embedding_{width}")
+
+
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("spacing", ["uniform", "trailing"])
+@pytest.mark.parametrize("steps", [5, 30, 50])
+def test_ddim_grids(steps: int, spacing: str, half: bool) -> None:
+    golden = golden_files.read("06_schedule")
+    grid = make_grid(SamplerConfig.model_validate({"steps": steps, "spacing": spacing, "half": half}))
+    case = f"{'fp16' if half else 'fp32'}.{'uniform' if spacing == 'uniform' else 'uniform_trailing'}.{steps}"
+    assert grid.t_S.tolist() == golden.tensors[f"out.timesteps.{case.split('.', 1)[1]}"].tolist()
+    golden.check(grid.alpha_S, f"f64_ddim_alphas.{case}")
+    golden.check(grid.before_S, f"f64_ddim_alphas_prev.{case}")
+    golden.check(grid.sigma_S, f"f64_ddim_sigmas.{case}")
+
+
+def test_guidance_and_its_rescaling() -> None:
+    golden = golden_files.read("06_schedule")
+    for share in (0.0, 0.3, 0.7, 1.0):
+        config = SamplerConfig(guidance=7.5, rescale=share)
+        golden.check(guide(golden.tensors["in.c"], golden.tensors["in.u"], config), f"rescaled.{share}")
+    golden.check(guide(golden.tensors["in.c"], golden.tensors["in.u"], SamplerConfig(rescale=0)), "cfg")
+
+
+@pytest.mark.parametrize("name", ["07_ddim_trajectory", "07b_ddim_trajectory_trailing"])
+def test_ddim_trajectories(name: str) -> None:
+    golden = golden_files.read(name)
+    numbers = arguments(golden)
+    unet, given = loaded_unet(golden, numbers["unet"]), golden.under("in")
+    sampler = numbers["sampler"]
+    config = SamplerConfig(
+        steps=sampler["S"],
+        eta=sampler["eta"],
+        guidance=sampler["unconditional_guidance_scale"],
+        rescale=sampler["guidance_rescale"],
+        spacing="uniform" if sampler["timestep_spacing"] == "uniform" else "trailing",
+    )
+    plain: Callable[[Tensor, Tensor], Tensor] = lambda x, t: unet(x, t, given["c"], given["fs"])  # noqa: E731
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        return guide(plain(x, t), unet(x, t, given["uc"], given["fs"]), config)
+
+    for case, velocity, changes in (
+        ("fp32", guided, {}),
+        ("fp16", guided, {"half": True}),
+        ("fp32_eta0", guided, {"eta": 0.0}),
+        ("fp32_noguidance", plain, {"guidance": 1.0}),
+    ):
+        grid = make_grid(config.model_copy(update=changes))
+        steps = list(ddim_steps(velocity, given["x_T"], given["noise"], grid))
+        golden.check(torch.stack([x for x, _ in steps]), f"{case}.x")
+        if f"out.{case}.pred_x0" in golden.tensors:
+            golden.check(torch.stack([clean for _, clean in steps]), f"{case}.pred_x0")
+            assert grid.t_S.flip(0).tolist() == golden.tensors[f"out.{case}.t"].flatten().tolist()
+
+
+def test_image_autoencoder() -> None:
+    golden = golden_files.read("14_autoencoder")
+    numbers = arguments(golden)["ddconfig"]
+    model = frame_vae(numbers["ch"], numbers["ch_mult"], numbers["num_res_blocks"])
+    load_official({"": model}, golden.state())
+    posterior = model.model.encode(golden.tensors["in.x"]).latent_dist  # type: ignore[operator]
+    golden.check(posterior.mean, "mean")
+    golden.check(posterior.logvar, "logvar")
+    golden.check(model.model.decode(golden.tensors["in.z"]).sample, "decoded")  # type: ignore[operator]
+
+
+def test_clip_preprocessing() -> None:
+    golden = golden_files.read("15_clip_preprocess")
+    golden.check(preprocess(golden.tensors["in.u8"] / 127.5 - 1, 224), "y")
+
+
+def test_full_size_names_and_sizes() -> None:
+    published: dict[str, dict[str, list[int]]] = json.loads((FOLDER / "divot_full_size_keys.json").read_text())
+    with torch.device("meta"):
+        encoder = TokenEncoder(EncoderConfig(), 1280)
+        detokenizer = Detokenizer(DetokenizerConfig(), 256)
+    autoencoder = frame_vae(32, [1, 2, 4, 4], 2)
+    for parts, group in (
+        ({"": encoder}, ("tokenizer_without_vit",)),
+        ({"": detokenizer}, ("detokenizer.image_proj_model", "detokenizer.diffusion_model")),
+    ):
+        wanted = {name: torch.empty(shape, device="meta") for key in group for name, shape in published[key].items()}
+        compare_whole(parts, wanted)
+    assert {f"first_stage_model.{name}" for name in official_names(autoencoder).values()} == published[
+        "detokenizer.first_stage_model"
+    ].keys()
+
+
+def compare_whole(parts: dict[str, nn.Module], wanted: dict[str, Tensor]) -> None:
+    ours = {prefix + name: module.state_dict()[own] for prefix, module in parts.items() for own, name in official_names(module).items()}
+    report = compare(ours, wanted).check()
+    assert report.loaded == len(wanted) == len(ours)
