@@ -13,6 +13,7 @@ Legend: factors are (time, space, space) between two levels; a band is one frequ
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from math import cos, pi, prod, sqrt
 from typing import TypeAlias
@@ -44,12 +45,12 @@ class Slot:
     scale: float
     """Variance of its colour axis."""
 
-    @property
+    @cached_property
     def variance(self) -> float:
         """Expected energy of the coefficient under the Markov model."""
         return self.scale * prod(_energy(axis, correlation) for axis, correlation in zip(self.axes, CORRELATION, strict=True))
 
-    @property
+    @cached_property
     def deviation(self) -> float:
         """Expected standard deviation of the pattern's share; every channel is divided by its own."""
         return PIXEL_DEVIATION * sqrt(self.variance / prod(float(axis.square().sum()) for axis in self.axes))
