@@ -46,9 +46,12 @@ def torchvision_features(vgg: Weights) -> nn.Sequential:
     """`torchvision.models.vgg16().features`, from its configuration D (M is a pooling)."""
     layers: list[nn.Module] = []
     width = 3
-    for entry in "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M".split():
-        layers += [nn.MaxPool2d(2, 2)] if entry == "M" else [nn.Conv2d(width, int(entry), 3, padding=1), nn.ReLU()]
-        width = width if entry == "M" else int(entry)
+    for entry in (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"):
+        if isinstance(entry, int):
+            layers += [nn.Conv2d(width, entry, 3, padding=1), nn.ReLU()]
+            width = entry
+        else:
+            layers.append(nn.MaxPool2d(2, 2))
     features = nn.Sequential(*layers)
     features.load_state_dict({name.removeprefix("features."): tensor for name, tensor in vgg.items()})
     return features
