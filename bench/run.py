@@ -18,6 +18,7 @@ import fit
 import loader
 import memory
 import plan
+import tokenizer
 from clips import make_encoding, make_index
 from line import Line
 from rich.console import Console
@@ -57,7 +58,12 @@ def show(lines: list[Line], seconds: float) -> Table:
 
 
 def main() -> None:
-    alone: dict[str, Callable[[Path], list[Line]]] = {"fit": fit.lines, "memory": memory.lines, "plan": plan.lines}
+    alone: dict[str, Callable[[Path], list[Line]]] = {
+        "fit": fit.lines,
+        "memory": memory.lines,
+        "plan": plan.lines,
+        "tokenizer": tokenizer.lines,
+    }
     wanted = set(sys.argv[1:]) or {"decode", "encode", "loader", *alone}
     began = time.perf_counter()
     with TemporaryDirectory(prefix="kinetok-bench-") as folder:

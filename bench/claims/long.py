@@ -16,6 +16,7 @@ from kinetok.tokenizers.causal.tiling import LayerwiseTiling, decode_latent_tile
 from kinetok.tokenizers.metrics import clip_psnr
 
 CHUNKS, CLIPS = 4, 12
+OFFSETS = (0, 4, 8, 12)
 LARGE = 512
 TILE_CELLS, TILE_OVERLAP = 16, 4
 LAYER_TILE = 64
@@ -23,24 +24,31 @@ LAYER_TILE = 64
 
 @torch.no_grad()
 def seam_jump(rung: Rung, source: Path, overlap: int) -> float:
-    """Jump of the error at the seams of four chunks over that inside them; of frames that two chunks share the worst counts.
+    """Jump of the error at the seams of four chunks over that inside them, see `jump_ratio`.
 
-    The jump at a frame is the mean over clips and pixels of |error of this frame - error of the one before|.
+    The jump at a frame is the mean over clips and pixels of |error of this frame - error of the one before|. Chunks are cut at several
+    offsets, so that what moves much stands at seams and inside alike.
     """
     plan = ChunkPlan(frames=FRAMES, overlap=overlap)
     frames = FRAMES + (CHUNKS - 1) * (FRAMES - overlap)
-    video_BCTHW = to_pixels(torch.from_numpy(long_windows(source, "val", CHUNKS * FRAMES, CLIPS, 64)[:, :frames]))
-    error_BCTHW = decode_chunks(rung, encode_chunks(rung, video_BCTHW, plan), plan) - video_BCTHW
-    return jump_ratio(
-        (error_BCTHW[:, :, 1:] - error_BCTHW[:, :, :-1]).abs().mean((0, 1, 3, 4)), [span.start for span in plan.spans(frames)][1:], overlap
-    )
+    long_BCTHW = to_pixels(torch.from_numpy(long_windows(source, "val", CHUNKS * FRAMES + OFFSETS[-1], CLIPS, 64)))
+    jumps = []
+    for offset in OFFSETS:
+        video_BCTHW = long_BCTHW[:, :, offset : offset + frames]
+        error_BCTHW = decode_chunks(rung, encode_chunks(rung, video_BCTHW, plan), plan) - video_BCTHW
+        jumps.append((error_BCTHW[:, :, 1:] - error_BCTHW[:, :, :-1]).abs().mean((0, 1, 3, 4)))
+    return jump_ratio(torch.stack(jumps).mean(0), [span.start for span in plan.spans(frames)][1:], overlap)
 
 
 def jump_ratio(jump_T: Tensor, starts: list[int], overlap: int) -> float:
-    """Mean over seams of the largest jump that touches its shared frames, over that of all others; `jump_T[i]` leads to frame i + 1."""
-    touched = [list(range(start - 1, start + overlap)) for start in starts]
-    inside = [place for place in range(len(jump_T)) if not any(place in seam for seam in touched)]
-    return float(torch.stack([jump_T[seam].max() for seam in touched]).mean() / jump_T[inside].mean())
+    """The worst of a seam's jumps, each the mean over seams, over the mean of all other jumps; `jump_T[i]` leads to frame i + 1.
+
+    A seam has one jump, and one more for each frame that its chunks share.
+    """
+    touched = torch.tensor([range(start - 1, start + overlap) for start in starts])
+    inside = torch.ones(len(jump_T), dtype=torch.bool)
+    inside[touched] = False
+    return float(jump_T[touched].mean(0).max() / jump_T[inside].mean())
 
 
 @torch.no_grad()
