@@ -65,7 +65,9 @@ def mp4(frames_THWC: NDArray[np.uint8], fps: float) -> bytes:
     """The frames as H.264 (yuv420p)."""
     target = io.BytesIO()
     with av.open(target, "w", format="mp4") as box:
-        stream = box.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": CRF, "threads": "1"})
+        # With macroblock trees or adaptive quantisation x264 now and then gives other bytes for the same frames, even on one thread.
+        options = {"crf": CRF, "threads": "1", "x264-params": "mbtree=0:aq-mode=0"}
+        stream = box.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames_THWC:
