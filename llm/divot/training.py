@@ -65,7 +65,7 @@ class DivotLMTrainable:
         if objective.frozen is not None:
             model.get_submodule(objective.frozen).requires_grad_(False)
         if checkpointing:
-            model.llm.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+            model.llm.activation_checkpointing_enable({"use_reentrant": False})
         self.players: Mapping[str, nn.Module] = {PLAYER: Player(model, objective)}
         self.frozen: Mapping[str, nn.Module] = {}
 

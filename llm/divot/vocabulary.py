@@ -77,13 +77,18 @@ class Vocabulary:
     @classmethod
     def of_bytes(cls) -> Self:
         """One id for each byte of UTF-8; needs no file."""
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-        from transformers import PreTrainedTokenizerFast
+        return cls(byte_tokenizer())
 
-        letters = (*BYTES, *sorted(pre_tokenizers.ByteLevel.alphabet()))
-        backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        pad, begin, end, unknown = BYTES
-        marks = {"pad_token": pad, "bos_token": begin, "eos_token": end, "unk_token": unknown}
-        return cls(PreTrainedTokenizerFast(tokenizer_object=backend, **marks))  # type: ignore[no-untyped-call]
+
+def byte_tokenizer() -> "PreTrainedTokenizerBase":
+    """Reads bytes, and knows no visual token yet."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = (*BYTES, *sorted(pre_tokenizers.ByteLevel.alphabet()))
+    backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    pad, begin, end, unknown = BYTES
+    marks = {"pad_token": pad, "bos_token": begin, "eos_token": end, "unk_token": unknown}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **marks)  # type: ignore[no-untyped-call]

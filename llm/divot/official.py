@@ -1,0 +1,63 @@
+"""Weights of the released Divot-LLM in ours: the agent's two MLPs, and the merged Mistral under its transformers names.
+
+    input_resampler.proj.{0,2}      ->  from_tokens.{0,2}
+    output_resampler.proj.{0,2}     ->  to_head.{0,2}
+    llm.* , or a merged model's *   ->  llm.*
+
+Files are read without unpickling code, and a tensor that is missing, left over or of another shape is an error that names it.
+Not covered: checkpoints whose adapters were not merged.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kinetok.llm.divot.language import PretrainedLanguage, empty_language
+from kinetok.llm.divot.model import DivotLM, DivotLMConfig
+from kinetok.llm.divot.vocabulary import Vocabulary
+from kinetok.tokenizers.divot.checkpoints import LoadReport, compare, read_state
+
+PARTS = {"from_tokens.": "input_resampler.proj.", "to_head.": "output_resampler.proj."}
+LANGUAGE = "llm."
+
+
+def official_names(model: DivotLM) -> dict[str, str]:
+    """The published name of each of our tensors."""
+    return {name: _published(name) for name in model.state_dict()}
+
+
+def _published(name: str) -> str:
+    for ours, theirs in PARTS.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def load_state(model: DivotLM, state: Mapping[str, Tensor]) -> LoadReport:
+    """Copy tensors under published names into the model; those without a prefix are the language model's. ValueError where they misfit."""
+    known = (LANGUAGE, *PARTS.values())
+    state = {name if name.startswith(known) else LANGUAGE + name: tensor for name, tensor in state.items()}
+    ours = {published: model.state_dict()[name] for name, published in official_names(model).items()}
+    report = compare(ours, state).check()
+    with torch.no_grad():
+        for name, tensor in ours.items():
+            tensor.copy_(state[name])
+    return report
+
+
+def load_official(agent: Path, language: Path, tokenizer: Path) -> DivotLM:
+    """The released model in eval mode: the agent's file, the merged language model's folder, and that of the tokenizer."""
+    config = DivotLMConfig(language=PretrainedLanguage(path=str(language)))
+    model = DivotLM(config, empty_language(language), Vocabulary.from_pretrained(tokenizer))
+    load_state(model, read_state(agent) | read_folder(language))
+    return model.eval()
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder's `.safetensors` files, or where it has none, of its `.bin` files."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+        raise ValueError(f"{folder} holds neither .safetensors nor .bin files")
+    return {name: tensor for file in files for name, tensor in read_state(file).items()}

@@ -1,0 +1,99 @@
+"""Generation from untrained models: it computes what one whole pass computes, it repeats itself, and it keeps to the form asked for."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tests.llm.divot.conftest import TOKENS, WIDTH, tiny
+from torch import Tensor
+
+from kinetok.llm.divot.collate import collate
+from kinetok.llm.divot.generation import GREEDY, Decoding, Stream, complete, draw_ids, make_clips, tell
+from kinetok.llm.divot.mask import QUERY
+from kinetok.llm.divot.model import DivotLM, nth, pick
+from kinetok.llm.divot.sequences import ask, ask_caption, ask_clip, follow
+
+Clips = Callable[[int], Tensor]
+SHORT = Decoding(max_tokens=6)
+MECHANISMS = ["bidirectional", "causal", "autoregressive"]
+
+
+@pytest.fixture(scope="module", params=MECHANISMS)
+def model(request: pytest.FixtureRequest) -> DivotLM:
+    return tiny(mechanism=request.param).eval()
+
+
+@torch.no_grad()
+def test_a_clip_is_what_one_whole_pass_makes(model: DivotLM) -> None:
+    """Drawn with variance 0 or read back: the condition of every token is that of the training pass."""
+    prompt = ask_clip(model.vocabulary, "ab", instructed=True)
+    drawn_BND = make_clips(model, [prompt], [3])
+    batch = collate([follow(model.vocabulary, "ab", drawn_BND, limit=200)], [0])
+    hidden_BLW = model.hidden(model.embed(batch), model._mask(batch))
+    at_BN = nth(batch["codes_BL"] == QUERY, TOKENS) - int(model.autoregressive)
+    condition_BNP = model.to_head(pick(hidden_BLW, at_BN))
+    if not model.autoregressive:
+        torch.testing.assert_close(drawn_BND, model.head.sample(condition_BNP, [3], 0.1))
+    else:
+        each = [model.head.sample(condition_BNP[:, n : n + 1], [3 * TOKENS + n], 0.1) for n in range(TOKENS)]
+        torch.testing.assert_close(drawn_BND, torch.cat(each, dim=1))
+
+
+def test_answers_depend_on_their_own_seed_and_prompt_alone(model: DivotLM, clips: Clips) -> None:
+    prompts = [ask(model.vocabulary, clips(2), "what is that?"), ask_caption(model.vocabulary, clips(1))]
+    together = complete(model, prompts, [1, 2], SHORT)
+    assert together == [complete(model, [prompt], [seed], SHORT)[0] for prompt, seed in zip(prompts, (1, 2), strict=True)]
+    assert together != complete(model, prompts, [3, 4], SHORT)
+    requests = [ask_clip(model.vocabulary, caption, instructed=False) for caption in ("ab", "a longer one")]
+    made_BND = make_clips(model, requests, [1, 2])
+    assert made_BND.shape == (2, TOKENS, WIDTH)
+    torch.testing.assert_close(made_BND[1:], make_clips(model, requests[1:], [2]))
+    assert not torch.allclose(made_BND, make_clips(model, requests, [3, 4]))
+
+
+def test_greedy_text_is_the_argmax_of_whole_passes(model: DivotLM, clips: Clips) -> None:
+    prompt = ask(model.vocabulary, clips(1), "what?")
+    (said,) = complete(model, [prompt], [0], GREEDY.model_copy(update={"max_tokens": 5}))
+    batch = collate([prompt], [0], multiple=1)
+    ids: list[int] = []
+    with torch.no_grad():
+        for _ in range(5):
+            logits_V = model.logits(model.hidden(model.embed(batch), None))[0, -1]
+            logits_V[model.vocabulary.visual] = -torch.inf
+            ids.append(int(logits_V.argmax()))
+            batch["ids_BL"] = torch.cat([batch["ids_BL"], torch.tensor([ids[-1:]])], dim=1)
+            batch["codes_BL"] = torch.cat([batch["codes_BL"], torch.ones(1, 1, dtype=torch.int64)], dim=1)
+    assert said == model.vocabulary.decode(ids)
+
+
+def test_a_story_has_as_many_clips_as_asked_for_and_repeats_itself(model: DivotLM) -> None:
+    story = tell(model, "a story", clips=3, seed=4, decoding=SHORT)
+    assert [part.token_ND.shape for part in story] == [(TOKENS, WIDTH)] * 3
+    again = tell(model, "a story", clips=3, seed=4, decoding=SHORT)
+    assert [part.text for part in again] == [part.text for part in story]
+    assert all(torch.equal(mine.token_ND, theirs.token_ND) for mine, theirs in zip(again, story, strict=True))
+    other = tell(model, "a story", clips=3, seed=5, decoding=SHORT)
+    assert not torch.allclose(other[0].token_ND, story[0].token_ND)
+
+
+def test_what_ended_is_padded_and_leaves_the_others_alone(clips: Clips) -> None:
+    """A stop id that one of two prompts says first."""
+    model = tiny().eval()
+    prompts = [ask_caption(model.vocabulary, clips(1)), ask_caption(model.vocabulary, clips(2))]
+    free = [model.vocabulary.encode(text) for text in complete(model, prompts, [0, 0], GREEDY.model_copy(update={"max_tokens": 6}))]
+    stream = Stream(model, prompts)
+    assert stream.codes_BL[:, 0].tolist() == [0, 1]
+    alone = complete(model, prompts[1:], [0], GREEDY.model_copy(update={"max_tokens": 6}))
+    assert model.vocabulary.encode(alone[0]) == free[1]
+
+
+def test_nucleus_sampling() -> None:
+    logits_BV = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().expand(1000, 4)
+    uniform_B = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    drawn = torch.bincount(draw_ids(logits_BV, uniform_B, Decoding(temperature=1, top_p=1)), minlength=4) / 1000
+    torch.testing.assert_close(drawn, torch.tensor([0.1, 0.4, 0.2, 0.3]), atol=0.04, rtol=0)
+    assert set(draw_ids(logits_BV, uniform_B, Decoding(temperature=1, top_p=0.6)).tolist()) == {1, 3}
+    assert set(draw_ids(logits_BV, uniform_B, Decoding(temperature=1, top_p=0.1)).tolist()) == {1}
+    assert set(draw_ids(logits_BV, uniform_B, GREEDY).tolist()) == {1}
+    assert set(draw_ids(logits_BV, uniform_B, Decoding(temperature=0.01, top_p=1)).tolist()) == {1}
+    assert draw_ids(logits_BV[:1], torch.tensor([1 - 1e-8]), Decoding(temperature=1, top_p=1)).item() == 0

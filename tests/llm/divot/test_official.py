@@ -1,0 +1,117 @@
+"""The official joint loss, projections and keys, through the converter that loads the released checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests import golden_files
+from tests.golden_files import Golden
+from torch import Tensor, nn
+from transformers import MistralConfig, MistralForCausalLM
+
+from kinetok.llm.divot.heads import GMMConfig
+from kinetok.llm.divot.language import UntrainedLanguage
+from kinetok.llm.divot.mask import QUERY, READ
+from kinetok.llm.divot.model import DivotLM, DivotLMConfig, Projection
+from kinetok.llm.divot.official import load_official, load_state, official_names, read_folder
+from kinetok.llm.divot.sequences import IGNORED
+from kinetok.llm.divot.vocabulary import Vocabulary
+from kinetok.tokenizers.base import Batch
+
+CONFIG = DivotLMConfig(
+    language=UntrainedLanguage(width=64, hidden=96, depth=2, heads=4, key_heads=2, vocabulary=176),
+    token_width=8,
+    head=GMMConfig(components=4),
+)
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return golden_files.read("11_divot_llm")
+
+
+@pytest.fixture(scope="module")
+def model(golden: Golden, vocabulary: Vocabulary) -> DivotLM:
+    numbers = golden.constructor["mistral"]
+    assert isinstance(numbers, dict)
+    numbers["rope_parameters"] = {"rope_type": "default", "rope_theta": numbers.pop("rope_theta")}
+    language = MistralForCausalLM._from_config(MistralConfig(**numbers), attn_implementation="sdpa")
+    model = DivotLM(CONFIG, language, vocabulary)
+    report = load_state(model, golden.under("state"))
+    assert report.loaded == len(model.state_dict())
+    return model
+
+
+def _batch(official: dict[str, Tensor]) -> Batch:
+    """The official arguments as a batch of ours."""
+    codes_BL, labels_BL = official["attention_mask"].clone(), official["labels"]
+    token_BND = official["video_embeds"].flatten(1, 2)
+    codes_BL[official["ids_cmp_mask"]] = READ
+    labelled = [row != IGNORED for row in labels_BL]
+    batch = {
+        "ids_BL": official["input_ids"],
+        "codes_BL": codes_BL,
+        "label_BM": nn.utils.rnn.pad_sequence([row[mask] for row, mask in zip(labels_BL, labelled, strict=True)], True, IGNORED),
+        "label_at_BM": nn.utils.rnn.pad_sequence([mask.nonzero()[:, 0] - 1 for mask in labelled], True),
+        "seed_B": torch.zeros(len(codes_BL), dtype=torch.int64),
+    }
+    assert torch.equal(codes_BL == QUERY, official["ids_gen_mask"])
+    return batch | {"written_BND" if official["ids_gen_mask"].any() else "read_BND": token_BND}
+
+
+@pytest.mark.parametrize("name", ["gen", "cmp"])
+def test_joint_loss_and_gradients(golden: Golden, model: DivotLM, name: str) -> None:
+    batch = _batch(golden.under(f"in.{name}"))
+    model.zero_grad()
+    losses = model(batch)
+    total = losses.text() + losses.head()
+    golden.check(losses.text()[None], f"{name}.lm_loss")
+    golden.check(total[None], f"{name}.total_loss")
+    if name == "gen":
+        golden.check(losses.head()[None], "gen.gmm_loss")
+    hidden_BLW = model.hidden(model.embed(batch), model._mask(batch)) * (batch["codes_BL"] != 0)[..., None]
+    golden.check(hidden_BLW, f"{name}.last_hidden")
+    parameters = dict(model.named_parameters())
+    ours = {published: own for own, published in official_names(model).items()}
+    for key, expected in golden.under(f"out.{name}.grad").items():
+        (gradient,) = torch.autograd.grad(total, parameters[ours[key]], retain_graph=True)
+        torch.testing.assert_close(gradient, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_projections() -> None:
+    golden = golden_files.read("10_projections")
+    for name, given, made, sizes in (
+        ("input_resampler", "tokens", "input", (16, 48)),
+        ("output_resampler", "hidden", "output", (48, 68)),
+    ):
+        projection = Projection(*sizes)
+        projection.load_state_dict(golden.under(f"state.{name}.proj"))
+        golden.check(projection(golden.tensors[f"in.{given}"]), made)
+
+
+def test_a_misfit_is_refused_by_name(golden: Golden, model: DivotLM) -> None:
+    state = golden.under("state")
+    state["llm.extra"] = state.pop("llm.lm_head.weight")
+    with pytest.raises(ValueError, match=r"missing \(llm.lm_head.weight\); 1 unexpected \(llm.extra\)"):
+        load_state(model, state)
+
+
+def test_released_layout_is_read_without_unpickling(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """An agent file, a folder of `.bin` shards as old versions of transformers wrote them, and the tokenizer's folder."""
+    sizes = UntrainedLanguage(width=32, hidden=48, depth=1, heads=4, key_heads=2)
+    torch.manual_seed(0)
+    model = DivotLM.build(DivotLMConfig(language=sizes, head=GMMConfig(components=16)))
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm/config.json").write_text(json.dumps(model.llm.config.to_dict() | {"architectures": ["MistralForCausalLM"]}))
+    state = model.llm.state_dict()
+    torch.save({name: tensor for name, tensor in state.items() if "layers" in name}, tmp_path / "llm/pytorch_model-00001-of-00002.bin")
+    torch.save({name: tensor for name, tensor in state.items() if "layers" not in name}, tmp_path / "llm/pytorch_model-00002-of-00002.bin")
+    names = {"from_tokens": "input_resampler.proj", "to_head": "output_resampler.proj"}
+    own = {key: value for key, value in model.state_dict().items() if not key.startswith("llm.")}
+    torch.save({f"{names[key.partition('.')[0]]}.{key.partition('.')[2]}": value for key, value in own.items()}, tmp_path / "agent.bin")
+    vocabulary.save_pretrained(tmp_path / "tokenizer")
+    loaded = load_official(tmp_path / "agent.bin", tmp_path / "llm", tmp_path / "tokenizer")
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    with pytest.raises(ValueError, match="neither"):
+        read_folder(tmp_path / "tokenizer")

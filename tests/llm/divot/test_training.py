@@ -1,0 +1,103 @@
+"""The objective, the trainable, and a small model that learns to read and to write."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.llm.divot.conftest import TOKENS, WIDTH, tiny
+from torch import Tensor
+
+from kinetok.llm.divot.collate import collate
+from kinetok.llm.divot.generation import GREEDY, complete, make_clips
+from kinetok.llm.divot.heads import GMMConfig
+from kinetok.llm.divot.language import LoRAConfig
+from kinetok.llm.divot.model import DivotLM
+from kinetok.llm.divot.sequences import Packed, ask_caption, ask_clip, depict, describe
+from kinetok.llm.divot.training import PLAYER, DivotLMObjective, DivotLMTrainable
+from kinetok.llm.divot.vocabulary import Vocabulary
+
+Clips = Callable[[int], Tensor]
+
+
+def _mixed(vocabulary: Vocabulary, clips: Clips) -> list[Packed]:
+    return [describe(vocabulary, clips(1), "ab", limit=200), depict(vocabulary, "a longer one", clips(1), limit=200)]
+
+
+def test_loss_is_the_weighted_sum_of_both(clips: Clips) -> None:
+    trainable = DivotLMTrainable(tiny(), DivotLMObjective(text=0.5, head=2.0))
+    loss, figures = trainable.players[PLAYER](collate(_mixed(trainable.model.vocabulary, clips), [1, 2]), 1)
+    torch.testing.assert_close(loss, 0.5 * figures["lm_loss"] + 2 * figures["head_loss"])
+    assert figures["writing"] == 0.5
+
+
+def test_figures_of_samples_add_up_to_those_of_the_batch(clips: Clips) -> None:
+    trainable = DivotLMTrainable(tiny(), DivotLMObjective())
+    batch = collate(_mixed(trainable.model.vocabulary, clips), [1, 2])
+    _, figures = trainable.players[PLAYER](batch, 1)
+    samples = trainable.evaluate(batch)
+    assert all(values.shape == (2,) for values in samples.values())
+    torch.testing.assert_close(samples["lm_nats"].sum() / samples["lm_labels"].sum(), figures["lm_loss"])
+    torch.testing.assert_close(samples["head_loss"].mean() / samples["writing"].mean(), figures["head_loss"])
+    assert samples["head_loss"][0] == samples["writing"][0] == 0
+
+
+@pytest.mark.parametrize("frozen", ["from_tokens", "to_head"])
+def test_a_frozen_projection_takes_no_gradient(clips: Clips, frozen: str) -> None:
+    trainable = DivotLMTrainable(tiny(), DivotLMObjective.model_validate({"frozen": frozen, "lora": LoRAConfig(rank=2)}))
+    player = trainable.players[PLAYER]
+    loss, _ = player(collate(_mixed(trainable.model.vocabulary, clips), [1, 2]), 1)
+    trained = {name: parameter for name, parameter in player.named_parameters() if parameter.requires_grad}
+    gradients = torch.autograd.grad(loss, list(trained.values()))
+    assert len(gradients) == len(trained) and not any(frozen in name for name in trained)
+
+
+def test_checkpointing_changes_no_number(clips: Clips) -> None:
+    plain, saving = (DivotLMTrainable(tiny(), DivotLMObjective(), checkpointing=flag) for flag in (False, True))
+    batch = collate(_mixed(plain.model.vocabulary, clips), [1, 2])
+    gradients = []
+    for trainable in (plain, saving):
+        player = trainable.players[PLAYER].train()
+        loss, _ = player(batch, 1)
+        gradients.append(torch.autograd.grad(loss, list(player.parameters())))
+    assert saving.model.llm.is_activation_checkpointing
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_export_merges_adapters(clips: Clips, tmp_path: Path) -> None:
+    trainable = DivotLMTrainable(tiny(), DivotLMObjective(lora=LoRAConfig(rank=2)))
+    for name, parameter in trainable.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    trainable.export(tmp_path)
+    read, batch = DivotLM.from_pretrained(tmp_path), collate(_mixed(trainable.model.vocabulary, clips), [1, 2])
+    trainable.model.eval()
+    torch.testing.assert_close(read(batch).text_BM, trainable.model(batch).text_BM, atol=1e-5, rtol=1e-5)
+    again = DivotLMTrainable(read, DivotLMObjective(lora=LoRAConfig(rank=2)))
+    torch.testing.assert_close(again.model.eval()(batch).text_BM, trainable.model(batch).text_BM, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mechanism", ["bidirectional", "autoregressive"])
+def test_a_small_model_learns_to_read_and_to_write(mechanism: str) -> None:
+    """Two captions with their clips: asked for one it makes that clip, shown a clip it names it."""
+    model = tiny(mechanism=mechanism, head=GMMConfig(components=2, floor=0.01))
+    vocabulary, names = model.vocabulary, ["red", "blue"]
+    clips_CND = torch.randn(2, TOKENS, WIDTH, generator=torch.Generator().manual_seed(3))
+    samples = [
+        sample
+        for name, clip_ND in zip(names, clips_CND, strict=True)
+        for sample in (depict(vocabulary, name, clip_ND[None], limit=90), describe(vocabulary, clip_ND[None], name, limit=90))
+    ]
+    player, batch = DivotLMTrainable(model, DivotLMObjective()).players[PLAYER], collate(samples, range(4))
+    optimizer = torch.optim.AdamW(player.parameters(), lr=5e-3)
+    for step in range(100):
+        optimizer.zero_grad()
+        player(batch, step)[0].backward()
+        torch.nn.utils.clip_grad_norm_(player.parameters(), 1.0)
+        optimizer.step()
+    model.eval()
+    made_BND = make_clips(model, [ask_clip(vocabulary, name, instructed=False) for name in names], [5, 6])
+    error = (made_BND[:, None] - clips_CND).square().mean((2, 3))
+    assert error.diagonal().max() < 0.3 and min(error[0, 1], error[1, 0]) > 1
+    assert complete(model, [ask_caption(vocabulary, clip_ND[None]) for clip_ND in clips_CND], [0, 0], GREEDY) == names

@@ -1,0 +1,29 @@
+"""Ids of text and of visual tokens."""
+
+from pathlib import Path
+
+from kinetok.llm.divot.vocabulary import MOST_TOKENS, Vocabulary, byte_tokenizer
+
+
+def test_text_comes_back(vocabulary: Vocabulary) -> None:
+    text = "a red circle, é🙂\n\tleft "
+    assert vocabulary.decode(vocabulary.encode(text)) == text
+    assert vocabulary.decode([vocabulary.bos, *vocabulary.encode(text), *vocabulary.frames, vocabulary.eos]) == text
+
+
+def test_visual_tokens_are_262_new_ids(vocabulary: Vocabulary) -> None:
+    assert len(set(vocabulary.visual)) == len(vocabulary.visual) == 6 + MOST_TOKENS
+    assert len(vocabulary) == len(byte_tokenizer()) + len(vocabulary.visual)
+    assert vocabulary.tags("video") != vocabulary.tags("image")
+
+
+def test_a_tag_in_a_strangers_text_is_plain_letters(vocabulary: Vocabulary) -> None:
+    ids = vocabulary.encode("<vid><frame><frame_00000></s> <s>")
+    assert not set(ids) & {*vocabulary.visual, vocabulary.bos, vocabulary.eos}
+
+
+def test_saved_vocabulary_is_the_same(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    vocabulary.save_pretrained(tmp_path)
+    read = Vocabulary.from_pretrained(tmp_path)
+    assert (read.visual, read.bos, read.eos, len(read)) == (vocabulary.visual, vocabulary.bos, vocabulary.eos, len(vocabulary))
+    assert read.encode("<vid> é") == vocabulary.encode("<vid> é")
