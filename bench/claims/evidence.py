@@ -53,6 +53,7 @@ class Evidence:
         for name in LOST:
             yield from self.lost(name)
         yield from self.mixing()
+        yield from self.capacity()
         yield from self.maxima()
         if self.ladders[0].start == "dct":
             yield from self.seams()
@@ -107,6 +108,14 @@ class Evidence:
                 "no key path": keyless,
             }
             yield self.row("mixing matters, 8x", names, values, "ordered", default > residual > keyless and default > modulated > keyless)
+
+    def capacity(self) -> Iterator[Row]:
+        """A grown rung with twice the residual blocks."""
+        names = ("grown8", "deeper8")
+        if found := self.seeds(*names):
+            one, two = (mean([number(trained[name], "psnr") for _, trained in found]) for name in names)
+            values: dict[str, float | list[float]] = {"1 block": one, "2 blocks": two}
+            yield self.row(f"lever: capacity of a grown 8x ({self.start})", names, values, "for comparison", two > one)
 
     def maxima(self) -> Iterator[Row]:
         """PSNR of each frame: at the kept frames (but the first, an image of its own), against their neighbours."""

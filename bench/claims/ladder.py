@@ -34,12 +34,17 @@ STANDING: dict[str, CausalConfig] = {"base": SMALL_4X, "direct8": direct(SMALL_4
 GROWN: dict[str, tuple[str, GrownConfig]] = {
     "grown8": ("base", SMALL_GROWN),
     "grown16": ("grown8", SMALL_GROWN),
+    "deeper8": ("base", SMALL_GROWN.model_copy(update={"blocks": 2})),
     "residual8": ("base", SMALL_GROWN.model_copy(update={"ada": "none"})),
     "modulated8": ("base", SMALL_GROWN.model_copy(update={"key": False})),
     "keyless8": ("base", SMALL_GROWN.model_copy(update={"key": False, "ada": "none"})),
 }
-"""Name, rung below, numbers. The last three are ablations: key + r without AdaNorm; AdaNorm without the sum; no key path at all."""
-KIND = {"direct16": "direct8", "grown16": "grown8", **dict.fromkeys(("residual8", "modulated8", "keyless8"), "grown8")}
+"""Name, rung below, numbers.
+
+`deeper8` has twice the blocks: is capacity what growing lacks? The last three are ablations: key + r without AdaNorm; AdaNorm without
+the sum; no key path at all.
+"""
+KIND = {"direct16": "direct8", "grown16": "grown8", **dict.fromkeys(("deeper8", "residual8", "modulated8", "keyless8"), "grown8")}
 """Whose learning rate a rung takes where it has no search of its own."""
 
 
