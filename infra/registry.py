@@ -28,7 +28,7 @@ ALIAS = "best"
 DIGEST_LENGTH = 36
 """MLflow refuses longer digests of data sets."""
 REPORT = "report.html"
-SMALL_FILES = (RECORD, REPORT, "table.json", "training.json", "spec.json", "clips.json")
+SMALL_FILES = (RECORD, REPORT, "table.json", "training.json", "spec.json", "clips.json", "generator.json", "prompts.json", "contact.png")
 PARAMS_PER_REQUEST = 100
 
 

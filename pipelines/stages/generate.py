@@ -21,7 +21,6 @@ from kinetok.pipelines.stages.diffusion import Diffusion
 from kinetok.pipelines.stages.encode import Encode
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from kinetok.llm.dit import VideoDiT
@@ -68,8 +67,6 @@ class Generate(Stage):
             yield f"text: is {self.text}; {self.model} learned from {model.text}"
 
     def run(self, ctx: StageContext) -> StageResult:
-        import torch
-
         from kinetok.pipelines.data.latent_feed import GENERATOR_FILE, GeneratorSpec
         from kinetok.pipelines.data.text_shards import TextShards, open_encoder
         from kinetok.pipelines.data.token_shards import require_spec
@@ -82,9 +79,8 @@ class Generate(Stage):
         if text.spec != spec.text:
             raise ContractError(f"{ctx.input('model').name} learned from text of {spec.text}, {ctx.input('text').name} is of {text.spec}")
         prompts = self._prompts(text)
-        device = torch.device("cuda" if ctx.resources.gpus else "cpu")
+        sampler = Sampler(self, spec, open_generator(ctx.input("model")), tokenizer, open_encoder(spec.text.text), ctx.resources)
         with threads(ctx.resources.cpus):
-            sampler = Sampler(self, spec, open_generator(ctx.input("model")), tokenizer, open_encoder(spec.text.text), device)
             return self._write(ctx, sampler, prompts)
 
     def _prompts(self, text: "TextShards") -> list[str]:
@@ -131,9 +127,16 @@ class Sampler:
     """Prompts to videos in [-1, 1], with what was loaded for it."""
 
     def __init__(
-        self, stage: Generate, spec: "GeneratorSpec", model: "VideoDiT", tokenizer: "Tokenizer", text: "TextEncoder", device: "torch.device"
+        self, stage: Generate, spec: "GeneratorSpec", model: "VideoDiT", tokenizer: "Tokenizer", text: "TextEncoder", resources: Resources
     ) -> None:
-        self.stage, self.spec, self.device = stage, spec, device
+        import torch
+
+        from kinetok.pipelines.data.text_shards import DTYPES
+
+        device = torch.device("cuda" if resources.gpus else "cpu")
+        arithmetic = DTYPES[resources.dtype]
+        self.stage, self.spec = stage, spec
+        self.precision = torch.autocast(device.type, arithmetic, enabled=arithmetic is not torch.float32)
         self.model, self.tokenizer, self.text = model.to(device), tokenizer.to(device), text.to(device)
         self.chunks = len(spec.plan.spans(stage.frames))
         self.seconds = {"sample_seconds": 0.0, "decode_seconds": 0.0}
@@ -160,11 +163,13 @@ class Sampler:
 
         began, options = time.perf_counter(), self.stage
         text_BLE, mask_BL = self.text.encode(prompts)
-        with torch.no_grad():
+        with torch.no_grad(), self.precision:
             sampled_BZthw = euler_sample(
                 self.model, self.shape, text_BLE, mask_BL, steps=options.steps, guidance=options.guidance, seeds=seeds
             )
             latents = torch.split(self.model.denormalise(sampled_BZthw), self.spec.chunk, dim=2)
+            if sampled_BZthw.is_cuda:
+                torch.cuda.synchronize()
             sampled = time.perf_counter()
             parts = [Tokens(latent_BZthw, self.spec.plan.frames) for latent_BZthw in latents]
             video_BCTHW = decode_chunks(self.tokenizer, parts, self.spec.plan)[:, :, : options.frames].float().cpu()
