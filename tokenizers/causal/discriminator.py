@@ -106,13 +106,13 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
     return -fake_logits.mean()
 
 
-def adaptive_weight(reconstruction: Tensor, generator: Tensor, layer: nn.Parameter) -> Tensor:
-    """What L_G is multiplied by to move `layer` as strongly as the reconstruction loss does; a scalar without gradient.
+def adaptive_weight(reconstruction: Tensor, generator: Tensor, kernel: Tensor) -> Tensor:
+    """What L_G is multiplied by to move `kernel` as strongly as the reconstruction loss does; a scalar without gradient.
 
-    Costs two backward passes from the losses down to `layer`. Each rank and micro-batch computes its own, as VQGAN's code does: with
+    Costs two backward passes from the losses down to `kernel`. Each rank and micro-batch computes its own, as VQGAN's code does: with
     it, losses are not quite independent of how a global batch is divided.
     """
-    (pull,) = torch.autograd.grad(reconstruction, layer, retain_graph=True)
-    (push,) = torch.autograd.grad(generator, layer, retain_graph=True)
+    (pull,) = torch.autograd.grad(reconstruction, kernel, retain_graph=True)
+    (push,) = torch.autograd.grad(generator, kernel, retain_graph=True)
     ratio: Tensor = pull.float().norm() / (push.float().norm() + EPSILON)
     return ratio.clamp(max=LARGEST_WEIGHT)

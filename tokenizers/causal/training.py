@@ -105,7 +105,7 @@ class AutoencoderPlayer(nn.Module):
         super().__init__()
         self.model, self.objective, self.judges = model, objective, judges
         # A tuple, or the layer would be registered a second time.
-        self.balanced = (last_trained_layer(model),) if judges.discriminator is not None else ()
+        self.balanced: tuple[nn.Conv3d, ...] = (last_trained_layer(model),) if judges.discriminator is not None else ()
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, a scalar, and its parts."""
@@ -120,7 +120,8 @@ class AutoencoderPlayer(nn.Module):
         adversarial = self.objective.adversarial
         if adversarial is not None and self.judges.discriminator is not None and step >= adversarial.start:
             figures["gan_g"] = generator_loss(self.judges.discriminator(output_BCTHW))
-            figures["gan_weight"] = adaptive_weight(reconstruction, figures["gan_g"], *(layer.weight for layer in self.balanced))
+            (layer,) = self.balanced
+            figures["gan_weight"] = adaptive_weight(reconstruction, figures["gan_g"], layer.weight)
             loss = loss + adversarial.weight * figures["gan_weight"] * figures["gan_g"]
         return loss, {name: value.detach() for name, value in figures.items()}
 
