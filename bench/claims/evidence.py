@@ -53,7 +53,7 @@ class Evidence:
         for name in LOST:
             yield from self.lost(name)
         yield from self.mixing()
-        yield from self.capacity()
+        yield from self.levers()
         yield from self.maxima()
         if self.ladders[0].start == "dct":
             yield from self.seams()
@@ -109,13 +109,13 @@ class Evidence:
             }
             yield self.row("mixing matters, 8x", names, values, "ordered", default > residual > keyless and default > modulated > keyless)
 
-    def capacity(self) -> Iterator[Row]:
-        """A grown rung with twice the residual blocks."""
-        names = ("grown8", "deeper8")
-        if found := self.seeds(*names):
-            one, two = (mean([number(trained[name], "psnr") for _, trained in found]) for name in names)
-            values: dict[str, float | list[float]] = {"1 block": one, "2 blocks": two}
-            yield self.row(f"lever: capacity of a grown 8x ({self.start})", names, values, "for comparison", two > one)
+    def levers(self) -> Iterator[Row]:
+        """What holds a grown rung back: with twice the residual blocks, and with the decoder below trained along."""
+        for name, lever in (("deeper8", "2 blocks instead of 1"), ("unfrozen8", "decoder below unfrozen")):
+            if found := self.seeds("grown8", name):
+                plain, pulled = (mean([number(trained[one], "psnr") for _, trained in found]) for one in ("grown8", name))
+                values: dict[str, float | list[float]] = {"grown": plain, lever: pulled, "gain": round(pulled - plain, 2)}
+                yield self.row(f"lever, grown 8x: {lever} ({self.start})", ("grown8", name), values, "a gain", pulled > plain)
 
     def maxima(self) -> Iterator[Row]:
         """PSNR of each frame: at the kept frames (but the first, an image of its own), against their neighbours."""

@@ -20,7 +20,7 @@ from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
 from kinetok.tokenizers.causal.presets import SMALL_4X, SMALL_GROWN, direct
 from kinetok.tokenizers.causal.rung import Rung
-from kinetok.tokenizers.causal.training import ReconstructionObjective, RungTrainable
+from kinetok.tokenizers.causal.training import AUTOENCODER, ReconstructionObjective, RungTrainable
 from kinetok.tokenizers.metrics import clip_psnr, frame_psnr
 
 BATCH = 8
@@ -35,17 +35,24 @@ GROWN: dict[str, tuple[str, GrownConfig]] = {
     "grown8": ("base", SMALL_GROWN),
     "grown16": ("grown8", SMALL_GROWN),
     "deeper8": ("base", SMALL_GROWN.model_copy(update={"blocks": 2})),
+    "unfrozen8": ("base", SMALL_GROWN),
     "residual8": ("base", SMALL_GROWN.model_copy(update={"ada": "none"})),
     "modulated8": ("base", SMALL_GROWN.model_copy(update={"key": False})),
     "keyless8": ("base", SMALL_GROWN.model_copy(update={"key": False, "ada": "none"})),
 }
 """Name, rung below, numbers.
 
-`deeper8` has twice the blocks: is capacity what growing lacks? The last three are ablations: key + r without AdaNorm; AdaNorm without
-the sum; no key path at all.
+Two levers: `deeper8` has twice the blocks, `unfrozen8` also trains the decoder below, at the base's learning rate. The last three are
+ablations: key + r without AdaNorm; AdaNorm without the sum; no key path at all.
 """
-KIND = {"direct16": "direct8", "grown16": "grown8", **dict.fromkeys(("deeper8", "residual8", "modulated8", "keyless8"), "grown8")}
+KIND = {
+    "unfrozen8": "base",
+    "direct16": "direct8",
+    "grown16": "grown8",
+    **dict.fromkeys(("deeper8", "residual8", "modulated8", "keyless8"), "grown8"),
+}
 """Whose learning rate a rung takes where it has no search of its own."""
+UNFROZEN = ("unfrozen8",)
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ class Ladder:
 
         def build() -> RungTrainable:
             models.append(self._fresh(name))
-            return RungTrainable(models[-1], ReconstructionObjective())
+            return trainable(models[-1], unfrozen=name in UNFROZEN)
 
         def batch(step: int) -> dict[str, Tensor]:
             chosen = torch.Generator().manual_seed(course.seed * 1_000_003 + step)
@@ -171,6 +178,15 @@ class Ladder:
             cache.with_suffix(".part").rename(cache)
         loaded: dict[str, Tensor] = torch.load(cache, weights_only=True)
         return loaded
+
+
+def trainable(model: Rung, *, unfrozen: bool) -> RungTrainable:
+    """A rung as the loop takes it; `unfrozen` adds the decoder of the rung below to what is trained, in this rung's own copy of it."""
+    found = RungTrainable(model, ReconstructionObjective())
+    if unfrozen:
+        assert isinstance(model, GrownTokenizer) and isinstance(model.lower, CausalTokenizer)
+        found.players[AUTOENCODER].add_module("below", model.lower.decoder.requires_grad_(True))
+    return found
 
 
 @torch.no_grad()
