@@ -1,8 +1,9 @@
 """The base rung: a causal 3D-convolution KL autoencoder, 4x8x8 in its full-size configuration.
 
 Source: the continuous form of MagViT-v2 (arXiv 2310.05737) as ProMAG (arXiv 2501.05442) uses it; where the paper is silent, the
-layout follows Open-MAGVIT2's video network (arXiv 2409.04410). Small and full-size models differ in the numbers of `CausalConfig`
-only.
+layout follows Open-MAGVIT2's video network (arXiv 2409.04410), but for the latent-dependent normalisation of its decoder: frozen
+under a grown rung, that would want a latent at the base's own rate, which is not there. Small and full-size models differ in the
+numbers of `CausalConfig` only.
 
 Image path. Before it learns motion the paper's base takes over an image model, "a frozen image encoder kept for the first frame
 instead of only inflating 2D kernels"; the wiring is not published. Here the image model is a `CausalTokenizer` of the same numbers

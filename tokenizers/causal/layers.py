@@ -122,7 +122,7 @@ def zero_(conv: nn.Conv3d) -> None:
 
 @torch.no_grad()
 def pick_latest_(conv: nn.Conv3d) -> None:
-    """A convolution that passes on its latest, central input: with a stride, every so manieth of them."""
+    """A convolution that passes on its latest, central input; with a stride, those that it steps on."""
     zero_(conv)
     conv.weight[:, :, -1, 1, 1] = torch.eye(conv.in_channels, device="cpu")
 

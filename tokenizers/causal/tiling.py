@@ -2,8 +2,9 @@
 
 Layer-wise tiling is what ProMAG uses for high resolution (project page of arXiv 2501.05442): every convolution is computed tile by
 tile, each read with the halo its kernel reaches, while normalisation keeps seeing whole frames. The result is the untiled one to
-rounding, at any tile size; what shrinks is the workspace of the convolutions, not the features between them. Cutting the latent before
-the decoder, the usual way, is here to be compared with: tiles do not see their neighbours, and each is normalised by itself.
+rounding, at any tile size. What shrinks is the workspace of the convolutions, not the features between them: that of a GPU's library
+may exceed all features together, that of the CPU's is small to begin with. Cutting the latent before the decoder, the usual way, is
+here to be compared with: tiles do not see their neighbours, and each is normalised by itself.
 
 Legend: B clips, C channels, T H W frames, rows, columns, Z latent channels, t h w latent positions.
 """
@@ -44,7 +45,7 @@ class LayerwiseTiling(TorchFunctionMode):
         return func(*args, **named)
 
 
-class Geometry(NamedTuple):
+class Convolution(NamedTuple):
     """What torch's convolutions take behind input, weight and bias."""
 
     stride: Numbers = 1
@@ -57,20 +58,20 @@ def tiled_convolution(
     convolve: Callable[..., Tensor], tile: int, x: Tensor, weight: Tensor, bias: Tensor | None = None, *numbers: Any, **named: Any
 ) -> Tensor:
     """`convolve(x, weight, bias, ...)`, at most `tile` x `tile` output positions at a time, each with the input that it reaches."""
-    geometry = Geometry(*numbers, **named)
+    convolution = Convolution(*numbers, **named)
     axes = weight.dim() - 2
-    stride, padding, dilation = (_each(value, axes) for value in geometry[:3])
+    stride, padding, dilation = (_each(value, axes) for value in convolution[:3])
     reach = [spread * (kernel - 1) + 1 for spread, kernel in zip(dilation, weight.shape[2:], strict=True)]
     shape = [(x.shape[2 + axis] + 2 * padding[axis] - reach[axis]) // stride[axis] + 1 for axis in range(axes)]
     if max(shape[-2:]) <= tile:
-        return convolve(x, weight, bias, *geometry)
+        return convolve(x, weight, bias, *convolution)
     output: Tensor | None = None
     for spans in product(_overlapping(shape[-2], tile), _overlapping(shape[-1], tile)):
         piece = x
         for dim, span in zip((-2, -1), spans, strict=True):
             first = span.start * stride[dim] - padding[dim]
             piece = _with_halo(piece, dim, first, first + (span.stop - span.start - 1) * stride[dim] + reach[dim])
-        part = convolve(piece, weight, bias, stride, [*padding[:-2], 0, 0], dilation, geometry.groups)
+        part = convolve(piece, weight, bias, stride, [*padding[:-2], 0, 0], dilation, convolution.groups)
         if output is None:
             output = _room_for(part, shape)
         output[..., spans[0], spans[1]] = part

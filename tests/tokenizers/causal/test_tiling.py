@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.tokenizers.causal.conftest import shake
+from tests.tokenizers.pretrained.conftest import random_model
 from torch.overrides import TorchFunctionMode
 
 from kinetok.tokenizers.base import Tokens
@@ -107,3 +108,13 @@ def test_gradients_survive(base: CausalTokenizer, video: torch.Tensor) -> None:
 def test_an_empty_tile_is_refused() -> None:
     with pytest.raises(ValueError, match="an edge of 0"):
         LayerwiseTiling(0)
+
+
+@pytest.mark.parametrize("name", ["wan", "cogvideox"])
+def test_models_of_others_are_tiled_as_they_are(name: str) -> None:
+    model, x = random_model(name), torch.rand(1, 3, 9, 32, 48) * 2 - 1
+    with torch.no_grad():
+        moments = model.encode(x).latent_dist.parameters
+        with LayerwiseTiling(3):
+            tiled = model.encode(x).latent_dist.parameters
+    torch.testing.assert_close(tiled, moments, rtol=1e-4, atol=1e-5)
