@@ -86,7 +86,8 @@ def guide(v_BZThw: Tensor, null_BZThw: Tensor, config: SamplerConfig) -> Tensor:
     """The guided v, rescaled."""
     guided_BZThw = null_BZThw + config.guidance * (v_BZThw - null_BZThw)
     wanted, found = (x.flatten(1).std(1).view(-1, 1, 1, 1, 1) for x in (v_BZThw, guided_BZThw))
-    return guided_BZThw * (config.rescale * wanted / found + 1 - config.rescale)
+    # An untrained model says 0 everywhere, which has no deviation to divide by.
+    return guided_BZThw * (config.rescale * wanted / found.clamp(min=torch.finfo(found.dtype).tiny) + 1 - config.rescale)
 
 
 def ddim_steps(velocity: Velocity, x_BZThw: Tensor, noise: Iterable[Tensor], grid: Grid) -> Iterator[tuple[Tensor, Tensor]]:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kinetok.tokenizers.base import Tokens, TokenSpec, check_video
+from kinetok.tokenizers.base import Geometry, Tokens, TokenSpec, check_video
 from kinetok.tokenizers.pretrained.base import Pretrained, PretrainedConfig
 
 
@@ -45,6 +45,12 @@ class FrameVAE(Pretrained):
     @property
     def z(self) -> int:
         return self.config.latent_channels
+
+    @property
+    def geometry(self) -> Geometry:
+        """No compression in time."""
+        width = self.config.block_out_channels[-1]
+        return Geometry(temporal=1, spatial=self.config.spatial, channels=self.z, encoder_width=width, decoder_width=width)
 
     def spec(self) -> TokenSpec:
         """A grid of continuous tokens, one step a frame."""

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from kinetok.tokenizers.base import Config, Count
 from kinetok.tokenizers.divot.unet_layers import (
@@ -96,6 +97,8 @@ class VideoUNet(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
+        """Whether stages compute their activations anew in the backward pass instead of keeping them."""
         self.from_step = embedding(config.channels, config.time_width)
         self.from_stride = embedding(config.channels, config.time_width)
         zero(self.from_stride[-1])
@@ -121,13 +124,20 @@ class VideoUNet(nn.Module):
         h_FDhw = self.first(self.from_latent(x_BZThw.transpose(1, 2).flatten(0, 1)), given)
         skips = [h_FDhw]
         for stage in self.down:
-            h_FDhw = stage(h_FDhw, given)
+            h_FDhw = self._run(stage, h_FDhw, given)
             skips.append(h_FDhw)
-        h_FDhw = self.middle(h_FDhw, given)
+        h_FDhw = self._run(self.middle, h_FDhw, given)
         for stage in self.up:
-            h_FDhw = stage(torch.cat([h_FDhw, skips.pop()], dim=1), given)
+            h_FDhw = self._run(stage, torch.cat([h_FDhw, skips.pop()], dim=1), given)
         v_FZhw = self.to_latent(F.silu(self.norm(h_FDhw)))
         return torch.unflatten(v_FZhw, 0, (clips, frames)).transpose(1, 2)
+
+    def _run(self, stage: nn.Module, x_FDhw: Tensor, given: Given) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            kept: Tensor = checkpoint(stage, x_FDhw, given, use_reentrant=False)
+            return kept
+        out_FDhw: Tensor = stage(x_FDhw, given)
+        return out_FDhw
 
     def _given(self, t_B: Tensor, context_BLC: Tensor, stride_B: Tensor | None, frames: int) -> Given:
         if stride_B is None:

@@ -1,0 +1,42 @@
+"""`open_released`: the released Divot tokenizer and de-tokenizer as one `DivotTokenizer`, ready to encode, decode and be trained on.
+
+The files are `Divot_tokenizer.bin` and `Divot_detokenizer_stage1.bin` (or `_stage2.bin`) of TencentARC/Divot; the vision transformer,
+which they do not hold, is OpenCLIP's as transformers reads it. Their authors publish them for academic use.
+"""
+
+import importlib
+from pathlib import Path
+
+from kinetok.tokenizers.divot.checkpoints import load_detokenizer, load_tokenizer, read_state
+from kinetok.tokenizers.divot.frame_vae import FrameVAE
+from kinetok.tokenizers.divot.presets import FULL
+from kinetok.tokenizers.divot.tokenizer import DivotConfig, DivotTokenizer
+from kinetok.tokenizers.divot.vit import FrozenViT
+
+
+def open_released(
+    tokenizer: str | Path, detokenizer: str | Path, config: DivotConfig = FULL, autoencoder: FrameVAE | None = None
+) -> DivotTokenizer:
+    """The model in eval mode; ValueError where a file holds other tensors than the model.
+
+    `autoencoder` takes the weights in the de-tokenizer's file; left out, it has the sizes of Stable Diffusion's.
+    """
+    model = DivotTokenizer(config, FrozenViT.load(config.vit), autoencoder or frame_autoencoder())
+    assert isinstance(model.lower, FrameVAE)
+    load_tokenizer(model.encoder, read_state(tokenizer))
+    load_detokenizer(model.detokenizer, model.lower, read_state(detokenizer))
+    return model.eval()
+
+
+def frame_autoencoder(channels: int = 128, mult: tuple[int, ...] = (1, 2, 4, 4), blocks: int = 2) -> FrameVAE:
+    """An untrained autoencoder of Stable Diffusion's design; the defaults are its numbers."""
+    source = importlib.import_module("diffusers").AutoencoderKL
+    return FrameVAE(
+        source(
+            down_block_types=("DownEncoderBlock2D",) * len(mult),
+            up_block_types=("UpDecoderBlock2D",) * len(mult),
+            block_out_channels=tuple(channels * factor for factor in mult),
+            layers_per_block=blocks,
+            latent_channels=4,
+        )
+    ).eval()
