@@ -26,7 +26,7 @@ from kinetok.llm.divot.vocabulary import Media
 from kinetok.tokenizers.base import Config, Count
 
 SEED_STRIDE = 1_000_003
-"""Between the seeds of the clips of one story."""
+"""Between the seeds of what one seed draws in turn: the clips of a story, or the tokens of an autoregressive clip."""
 
 
 class Decoding(Config):
@@ -54,7 +54,8 @@ class StoryPart:
 def complete(model: DivotLM, prompts: Sequence[Packed], seeds: Sequence[int], decoding: Decoding) -> list[str]:
     """What the model says after each prompt, until it ends or `decoding.max_tokens`."""
     stream, draws = Stream(model, prompts), Draws(seeds)
-    return stream.say(draws, decoding, banned=model.vocabulary.visual, stop=model.vocabulary.eos)
+    said = stream.say(draws, decoding, banned=model.vocabulary.visual, stop=model.vocabulary.eos)
+    return [model.vocabulary.decode(ids) for ids in said]
 
 
 @torch.no_grad()
@@ -75,10 +76,10 @@ def tell(
     # The clip's tag is what ends a text; nothing else that is visual may be said, and not the end.
     banned = [*(set(vocabulary.visual) - {vocabulary.begin_video}), vocabulary.eos]
     for number in range(clips):
-        (text,) = stream.say(draws, decoding, banned=banned, stop=vocabulary.begin_video)
-        token_BND = stream.make_clip([seed + SEED_STRIDE * (number + 1)], "video", variance_scale)
+        (ids,) = stream.say(draws, decoding, banned=banned, stop=vocabulary.begin_video)
+        token_BND = stream.make_clip([nth_seed(seed, number + 1)], "video", variance_scale)
         stream.close_clip("video")
-        parts.append(StoryPart(text, token_BND[0]))
+        parts.append(StoryPart(vocabulary.decode(ids), token_BND[0]))
     return parts
 
 
@@ -112,8 +113,8 @@ class Stream:
             batch["read_BND"] = pad_sequence(read, batch_first=True).to(self.device)
         self.last_BW = self._go_on(model.embed(batch), batch["codes_BL"])[:, -1]
 
-    def say(self, draws: Draws, decoding: Decoding, *, banned: Sequence[int], stop: int) -> list[str]:
-        """Draw text until every prompt has said `stop` or `max_tokens` ids; `stop` itself is not part of it, nor read."""
+    def say(self, draws: Draws, decoding: Decoding, *, banned: Sequence[int], stop: int) -> list[list[int]]:
+        """Draw ids of text until every prompt has said `stop` or `max_tokens` of them; `stop` itself is not among them, nor read."""
         said: list[list[int]] = [[] for _ in draws.generators]
         open_B = torch.ones(len(said), dtype=torch.bool)
         for _ in range(decoding.max_tokens):
@@ -126,7 +127,7 @@ class Stream:
             for row in open_B.nonzero()[:, 0].tolist():
                 said[row].append(int(id_B[row]))
             self._read_ids(id_B[:, None], torch.where(open_B, TEXT, PADDING)[:, None])
-        return [self.model.vocabulary.decode(text) for text in said]
+        return said
 
     def make_clip(self, seeds: Sequence[int], media: Media, variance_scale: float | None) -> Tensor:
         """Open a clip and draw its tokens, (B, N, D)."""
@@ -147,10 +148,10 @@ class Stream:
         """Each token from what was said before it, then read."""
         token_B1D = []
         for number in range(self.model.config.clip_tokens):
-            drawn = [seed * self.model.config.clip_tokens + number for seed in seeds]
+            drawn = [nth_seed(seed, number) for seed in seeds]
             token_B1D.append(self.model.head.sample(self.model.to_head(self.last_BW[:, None]), drawn, scale))
             code_B1 = torch.full((len(seeds), 1), QUERY, device=self.device)
-            self.last_BW = self._go_on(self.model.from_tokens(token_B1D[-1]), code_B1)[:, -1]
+            self.last_BW = self._go_on(self.model.project(token_B1D[-1]), code_B1)[:, -1]
         return torch.cat(token_B1D, dim=1)
 
     def _read_row(self, ids: list[int], codes: list[int]) -> Tensor:
@@ -172,6 +173,11 @@ class Stream:
         itself_RL = torch.eye(self.codes_BL.shape[1], dtype=torch.bool, device=self.device)[-new:]
         positions_BL = ((self.codes_BL != PADDING).cumsum(1) - 1).clamp(min=0)[:, -new:]
         return self.model.hidden(embeds_BLW, mask_BRL | itself_RL, positions_BL=positions_BL, cache=self.cache)
+
+
+def nth_seed(seed: int, number: int) -> int:
+    """A seed of its own for draw `number` of a sample."""
+    return int((seed + SEED_STRIDE * number) % 2**63)
 
 
 def left_padded(rows: Sequence[list[int]], value: int) -> Tensor:

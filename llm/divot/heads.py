@@ -184,8 +184,9 @@ class Denoiser(nn.Module):
         """What `DiffusionConfig.target` says, (B, N, D)."""
         frequency_F = torch.exp(-math.log(10_000) / FREQUENCIES * torch.arange(FREQUENCIES, device=x_BND.device))
         phase_BNF = (TIME_SCALE * time_BN)[..., None] * frequency_F
-        told_BNW = F.silu(self.from_time(torch.cat([phase_BNF.cos(), phase_BNF.sin()], dim=-1)) + self.from_condition(condition_BNW))
-        x_BNW = self.from_token(x_BND)
+        waves_BNF = torch.cat([phase_BNF.cos(), phase_BNF.sin()], dim=-1).to(condition_BNW.dtype)
+        told_BNW = F.silu(self.from_time(waves_BNF) + self.from_condition(condition_BNW))
+        x_BNW = self.from_token(x_BND.to(condition_BNW.dtype))
         for block in self.blocks:
             x_BNW = block(x_BNW, told_BNW)
         shift_BNW, scale_BNW = self.modulation(told_BNW).chunk(2, dim=-1)

@@ -111,10 +111,15 @@ class DivotLM(nn.Module):
         if self.autoregressive and "written_BND" in batch:
             seen.append((QUERY, batch["written_BND"]))
         for code, token_BND in seen:
-            embeds_BLW = place(embeds_BLW, batch["codes_BL"] == code, self.from_tokens(token_BND))
+            embeds_BLW = place(embeds_BLW, batch["codes_BL"] == code, self.project(token_BND))
         if not seen:
-            embeds_BLW = embeds_BLW + 0 * self.from_tokens(embeds_BLW.new_zeros(1, 1, self.config.token_width)).sum()
+            embeds_BLW = embeds_BLW + 0 * self.project(embeds_BLW.new_zeros(1, 1, self.config.token_width)).sum()
         return embeds_BLW
+
+    def project(self, token_BND: Tensor) -> Tensor:
+        """Tokens as the language model reads them, (B, N, W)."""
+        projected_BNW: Tensor = self.from_tokens(token_BND.to(embedding(self.llm).weight.dtype))
+        return projected_BNW
 
     def hidden(
         self, embeds_BLW: Tensor, mask_BRL: Tensor | None, *, positions_BL: Tensor | None = None, cache: "Cache | None" = None

@@ -8,7 +8,8 @@ from tests.llm.divot.conftest import TOKENS, WIDTH, tiny
 from torch import Tensor
 
 from kinetok.llm.divot.collate import collate
-from kinetok.llm.divot.generation import GREEDY, Decoding, Stream, complete, draw_ids, make_clips, tell
+from kinetok.llm.divot.generation import GREEDY, Decoding, Draws, Stream, complete, draw_ids, make_clips, nth_seed, tell
+from kinetok.llm.divot.heads import DiffusionConfig, GMMConfig, HeadConfig
 from kinetok.llm.divot.mask import QUERY
 from kinetok.llm.divot.model import DivotLM, nth, pick
 from kinetok.llm.divot.sequences import ask, ask_caption, ask_clip, follow
@@ -35,7 +36,7 @@ def test_a_clip_is_what_one_whole_pass_makes(model: DivotLM) -> None:
     if not model.autoregressive:
         torch.testing.assert_close(drawn_BND, model.head.sample(condition_BNP, [3], 0.1))
     else:
-        each = [model.head.sample(condition_BNP[:, n : n + 1], [3 * TOKENS + n], 0.1) for n in range(TOKENS)]
+        each = [model.head.sample(condition_BNP[:, n : n + 1], [nth_seed(3, n)], 0.1) for n in range(TOKENS)]
         torch.testing.assert_close(drawn_BND, torch.cat(each, dim=1))
 
 
@@ -51,19 +52,18 @@ def test_answers_depend_on_their_own_seed_and_prompt_alone(model: DivotLM, clips
     assert not torch.allclose(made_BND, make_clips(model, requests, [3, 4]))
 
 
-def test_greedy_text_is_the_argmax_of_whole_passes(model: DivotLM, clips: Clips) -> None:
-    prompt = ask(model.vocabulary, clips(1), "what?")
-    (said,) = complete(model, [prompt], [0], GREEDY.model_copy(update={"max_tokens": 5}))
-    batch = collate([prompt], [0], multiple=1)
-    ids: list[int] = []
-    with torch.no_grad():
-        for _ in range(5):
-            logits_V = model.logits(model.hidden(model.embed(batch), None))[0, -1]
-            logits_V[model.vocabulary.visual] = -torch.inf
-            ids.append(int(logits_V.argmax()))
-            batch["ids_BL"] = torch.cat([batch["ids_BL"], torch.tensor([ids[-1:]])], dim=1)
-            batch["codes_BL"] = torch.cat([batch["codes_BL"], torch.ones(1, 1, dtype=torch.int64)], dim=1)
-    assert said == model.vocabulary.decode(ids)
+@torch.no_grad()
+def test_greedy_ids_are_those_of_whole_passes(model: DivotLM, clips: Clips) -> None:
+    prompt, banned = ask(model.vocabulary, clips(1), "what?"), model.vocabulary.visual
+    (said,) = Stream(model, [prompt]).say(Draws([0]), GREEDY.model_copy(update={"max_tokens": 5}), banned=banned, stop=-1)
+    batch, ids = collate([prompt], [0], multiple=1), []
+    for _ in range(5):
+        logits_V = model.logits(model.hidden(model.embed(batch), None))[0, -1]
+        logits_V[banned] = -torch.inf
+        ids.append(int(logits_V.argmax()))
+        batch["ids_BL"] = torch.cat([batch["ids_BL"], torch.tensor([ids[-1:]])], dim=1)
+        batch["codes_BL"] = torch.cat([batch["codes_BL"], torch.ones(1, 1, dtype=torch.int64)], dim=1)
+    assert said == ids
 
 
 def test_a_story_has_as_many_clips_as_asked_for_and_repeats_itself(model: DivotLM) -> None:
@@ -76,15 +76,22 @@ def test_a_story_has_as_many_clips_as_asked_for_and_repeats_itself(model: DivotL
     assert not torch.allclose(other[0].token_ND, story[0].token_ND)
 
 
-def test_what_ended_is_padded_and_leaves_the_others_alone(clips: Clips) -> None:
-    """A stop id that one of two prompts says first."""
+@torch.no_grad()
+def test_a_prompt_that_has_ended_leaves_the_others_alone(clips: Clips) -> None:
+    """The stop id is one that only the first of two prompts would say, as its third; the second goes on as if alone."""
     model = tiny().eval()
-    prompts = [ask_caption(model.vocabulary, clips(1)), ask_caption(model.vocabulary, clips(2))]
-    free = [model.vocabulary.encode(text) for text in complete(model, prompts, [0, 0], GREEDY.model_copy(update={"max_tokens": 6}))]
-    stream = Stream(model, prompts)
-    assert stream.codes_BL[:, 0].tolist() == [0, 1]
-    alone = complete(model, prompts[1:], [0], GREEDY.model_copy(update={"max_tokens": 6}))
-    assert model.vocabulary.encode(alone[0]) == free[1]
+    prompts, six = [ask_caption(model.vocabulary, clips(count)) for count in (1, 2)], Decoding(max_tokens=6, temperature=1, top_p=1)
+    free = [Stream(model, [prompt]).say(Draws([seed]), six, banned=[], stop=-1)[0] for seed, prompt in enumerate(prompts)]
+    assert free[0].index(free[0][2]) == 2 and free[0][2] not in free[1]
+    assert Stream(model, prompts).say(Draws([0, 1]), six, banned=[], stop=free[0][2]) == [free[0][:2], free[1]]
+
+
+@pytest.mark.parametrize("head", [GMMConfig(), DiffusionConfig(target="v", width=8, depth=1, steps=2)], ids=lambda head: head.kind)
+def test_half_precision_and_any_seed_will_do(clips: Clips, head: HeadConfig) -> None:
+    model = tiny(head=head, mechanism="autoregressive").eval().bfloat16()
+    assert make_clips(model, [ask_clip(model.vocabulary, "ab", instructed=True)], [2**63 - 1]).dtype == torch.float32
+    assert complete(model, [ask(model.vocabulary, clips(1), "?")], [2**63 - 1], SHORT)
+    assert len(tell(model, "go", clips=2, seed=2**63 - 1, decoding=SHORT)) == 2
 
 
 def test_nucleus_sampling() -> None:
