@@ -7,7 +7,8 @@ v = cos * noise - sin * x (arXiv 2202.00512). Losses are in float32 and per toke
 
 Not covered: what a head is conditioned on (`model.py`).
 
-Legend: B samples, N tokens, D token width, P numbers a head reads of a token, W width of the denoiser, F frequencies.
+Legend: B samples, N tokens, D token width, P numbers a head reads of a token, W width of the denoiser, F waves of
+the time.
 """
 
 import math
@@ -20,13 +21,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinetok.llm.dit import FREQUENCIES, TIME_SCALE, sinusoids
 from kinetok.llm.gmm import GaussianMixture, parameter_count
 from kinetok.tokenizers.base import Config, Count
-
-FREQUENCIES = 128
-"""Sines, and as many cosines, of the time."""
-TIME_SCALE = 1000.0
-"""Times in [0, 1] are stretched to the range that the sinusoidal features were made for."""
 
 Scale = Annotated[float, Field(ge=0)]
 
@@ -182,10 +179,8 @@ class Denoiser(nn.Module):
 
     def forward(self, x_BND: Tensor, time_BN: Tensor, condition_BNW: Tensor) -> Tensor:
         """What `DiffusionConfig.target` says, (B, N, D)."""
-        frequency_F = torch.exp(-math.log(10_000) / FREQUENCIES * torch.arange(FREQUENCIES, device=x_BND.device))
-        phase_BNF = (TIME_SCALE * time_BN)[..., None] * frequency_F
-        waves_BNF = torch.cat([phase_BNF.cos(), phase_BNF.sin()], dim=-1).to(condition_BNW.dtype)
-        told_BNW = F.silu(self.from_time(waves_BNF) + self.from_condition(condition_BNW))
+        waves_BNF = torch.unflatten(sinusoids(TIME_SCALE * time_BN.flatten()), 0, time_BN.shape)
+        told_BNW = F.silu(self.from_time(waves_BNF.to(condition_BNW.dtype)) + self.from_condition(condition_BNW))
         x_BNW = self.from_token(x_BND.to(condition_BNW.dtype))
         for block in self.blocks:
             x_BNW = block(x_BNW, told_BNW)

@@ -16,6 +16,7 @@ from kinetok.llm.divot.model import DivotLM, nth, pick, place
 from kinetok.llm.divot.official import official_names
 from kinetok.llm.divot.presets import DIVOT_7B
 from kinetok.llm.divot.sequences import IGNORED, Packed, depict, describe, follow, narrate
+from kinetok.llm.divot.vocabulary import Vocabulary
 from kinetok.tokenizers.base import Batch
 
 Clips = Callable[[int], Tensor]
@@ -25,6 +26,13 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 @pytest.fixture(scope="module")
 def model() -> DivotLM:
     return tiny()
+
+
+@pytest.fixture(scope="module")
+def full_size() -> DivotLM:
+    """On the meta device: without memory."""
+    with torch.device("meta"):
+        return DivotLM.build(DIVOT_7B)
 
 
 def _samples(model: DivotLM, clips: Clips) -> list[Packed]:
@@ -121,17 +129,30 @@ def test_a_saved_model_with_another_config_is_refused(tmp_path: Path) -> None:
         DivotLM.from_pretrained(tmp_path)
 
 
-def test_full_size_has_the_official_shapes() -> None:
-    """Mistral-7B with 262 rows more, and both MLPs, on the meta device."""
-    with torch.device("meta"):
-        model = DivotLM.build(DIVOT_7B)
-    state = model.state_dict()
-    shapes = {published: list(state[name].shape) for name, published in official_names(model).items()}
+def test_full_size_has_the_official_shapes(full_size: DivotLM) -> None:
+    """Mistral-7B with 262 rows more, and both MLPs."""
+    state = full_size.state_dict()
+    shapes = {published: list(state[name].shape) for name, published in official_names(full_size).items()}
     agent = {name: shape for name, shape in shapes.items() if not name.startswith("llm.")}
     assert agent == json.loads((GOLDEN / "divot_full_size_keys.json").read_text())["agent"]
-    mistral = sum(parameter.numel() for parameter in model.llm.parameters())
+    mistral = sum(parameter.numel() for parameter in full_size.llm.parameters())
     assert mistral == 7_241_732_096 + 2 * 262 * 4096
     assert shapes["llm.model.embed_tokens.weight"] == shapes["llm.lm_head.weight"] == [32262, 4096]
+
+
+def test_a_pass_never_waits_to_look_at_a_number(full_size: DivotLM, vocabulary: Vocabulary) -> None:
+    """On the meta device no number could be looked at: 20 clips read by one sample, one written by the other.
+
+    (Of batches that write nothing transformers itself looks at one number, for packed sequences.)
+    """
+    shown = describe(vocabulary, torch.zeros(20, 64, 256), "a caption", limit=1400)
+    made = depict(vocabulary, "a caption", torch.zeros(1, 64, 256), limit=180)
+    for samples, tokens in (([made, made], 64), ([shown, made], 64)):
+        seeds = list(range(len(samples)))
+        batch = {name: tensor if name == "seed_B" else tensor.to("meta") for name, tensor in collate(samples, seeds).items()}
+        losses = full_size(batch)
+        assert losses.head_BN.shape == (len(samples), tokens) and losses.text_BM.is_meta
+        assert (losses.text() + losses.head()).shape == ()
 
 
 def test_gathering_and_placing_without_looking() -> None:
