@@ -205,16 +205,21 @@ def load_official(parts: Mapping[str, nn.Module], state: State, ignored: Iterabl
 
     Kernels of size 1 may be kept as plain matrices. Tensors of half precision are widened to what the model has.
     """
-    ours = {
-        prefix + published: module.state_dict()[name]
-        for prefix, module in parts.items()
-        for name, published in official_names(module).items()
-    }
+    ours = published_state(parts)
     report = compare(ours, state, ignored).check()
     with torch.no_grad():
         for name, tensor in ours.items():
             tensor.copy_(state[name].view_as(tensor))
     return report
+
+
+def published_state(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The tensors of modules under their published names, each module's behind its prefix."""
+    found: dict[str, Tensor] = {}
+    for prefix, module in parts.items():
+        state = module.state_dict()
+        found |= {prefix + published: state[name] for name, published in official_names(module).items()}
+    return found
 
 
 def compare(ours: State, state: State, ignored: Iterable[str] = ()) -> LoadReport:

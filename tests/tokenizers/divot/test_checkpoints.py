@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kinetok.tokenizers.divot import schedule
-from kinetok.tokenizers.divot.checkpoints import SCHEDULE_BUFFERS, load_tokenizer, official_names, read_state
-from kinetok.tokenizers.divot.frame_vae import FrameVAE
+from kinetok.tokenizers.divot.checkpoints import SCHEDULE_BUFFERS, load_tokenizer, published_state, read_state
 from kinetok.tokenizers.divot.released import frame_autoencoder, open_released
 from kinetok.tokenizers.divot.tokenizer import DivotConfig, DivotTokenizer
 
@@ -19,20 +18,18 @@ def model(config: DivotConfig) -> DivotTokenizer:
     return DivotTokenizer.build(config, frame_autoencoder(32, (1, 2), 1)).eval()
 
 
-def published(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    state = module.state_dict()
-    return {prefix + name: state[ours].half() for ours, name in official_names(module).items()}
+def half(parts: dict[str, nn.Module]) -> dict[str, Tensor]:
+    return {name: tensor.half() for name, tensor in published_state(parts).items()}
 
 
 def detokenizer_file(model: DivotTokenizer) -> dict[str, Tensor]:
-    assert isinstance(model.lower, FrameVAE)
     buffers = dict.fromkeys(SCHEDULE_BUFFERS, torch.zeros(1000)) | {"alphas_cumprod": schedule.alpha_bar().float()}
-    return published(model.detokenizer) | published(model.lower, "first_stage_model.") | buffers
+    return half({"": model.detokenizer, "first_stage_model.": model.lower}) | buffers
 
 
 def save(folder: Path, model: DivotTokenizer) -> tuple[Path, Path]:
     files = folder / "tokenizer.bin", folder / "detokenizer.bin"
-    torch.save(published(model.encoder), files[0])
+    torch.save(half({"": model.encoder}), files[0])
     torch.save(detokenizer_file(model), files[1])
     return files
 
@@ -48,7 +45,7 @@ def test_released_files_make_a_whole_model(model: DivotTokenizer, config: DivotC
 
 
 def test_what_does_not_fit_is_told_and_nothing_is_loaded(model: DivotTokenizer) -> None:
-    state = published(model.encoder)
+    state = half({"": model.encoder})
     before = model.digest()
     for wrong, message in (
         ({name: tensor for name, tensor in state.items() if name != "norm.bias"}, r"1 missing \(norm.bias\)"),

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tests import golden_files
 from tests.golden_files import FOLDER, Golden
-from torch import Tensor, nn
+from torch import Tensor
 
 from kinetok.tokenizers.divot import schedule
-from kinetok.tokenizers.divot.checkpoints import compare, load_official, load_tokenizer, official_names
+from kinetok.tokenizers.divot.checkpoints import compare, load_official, load_tokenizer, published_state
 from kinetok.tokenizers.divot.ddim import SamplerConfig, ddim_steps, guide, make_grid
 from kinetok.tokenizers.divot.detokenizer import Detokenizer, DetokenizerConfig
 from kinetok.tokenizers.divot.encoder import EncoderConfig, TokenEncoder
@@ -251,10 +251,5 @@ def test_full_size_names_and_sizes() -> None:
         ),
     ):
         wanted = {name: torch.empty(shape, device="meta") for key in group for name, shape in published[key].items()}
-        compare_whole(parts, wanted)
-
-
-def compare_whole(parts: dict[str, nn.Module], wanted: dict[str, Tensor]) -> None:
-    ours = {prefix + name: module.state_dict()[own] for prefix, module in parts.items() for own, name in official_names(module).items()}
-    report = compare(ours, wanted).check()
-    assert report.loaded == len(wanted) == len(ours)
+        ours = published_state(parts)
+        assert compare(ours, wanted).check().loaded == len(wanted) == len(ours)
