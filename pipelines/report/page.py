@@ -211,6 +211,7 @@ def _training(artifact: Artifact) -> Training:
     ]
     if frozen:
         facts.append(("frozen weights", "unchanged" if all(pair["before"] == pair["after"] for pair in frozen.values()) else "CHANGED"))
+    facts += [("note", note) for note in summary.get("notes", ())]
     return Training(artifact.name, tuple(charts(read_metrics(artifact.folder))), tuple(facts))
 
 

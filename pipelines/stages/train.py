@@ -18,6 +18,7 @@ from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, S
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.stages.clips import Clips
 from kinetok.tokenizers.catalog import ObjectiveConfig, TokenizerConfig
+from kinetok.tokenizers.causal.grown import GrownConfig
 
 if TYPE_CHECKING:
     from kinetok.infra.training import Trainable
@@ -60,6 +61,8 @@ class Train(Stage, FitConfig):
             yield f"lower: a {self.model.kind} model stands on its own; leave lower out"
         if self.features is not None and self.lower is None:
             yield f"features: {_FEATURES_ALONE}"
+        elif self.features is not None and not isinstance(self.model, GrownConfig):
+            yield f"features: a {self.model.kind} model is not trained from features; leave them out"
         yield from misfits(self.data, self, stages)
 
     def run(self, ctx: StageContext) -> StageResult:

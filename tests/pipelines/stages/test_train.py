@@ -210,7 +210,10 @@ def told(base: dict[str, Any], grown: dict[str, Any], clips: dict[str, Any], res
         ),
         ({"grown": {"lower": None, "features": None}}, ["stages.grown.lower: is missing; a grown model"]),
         ({"grown": {"lower": None}}, ["stages.grown.lower: is missing", "stages.grown.features: they are of a lower model"]),
-        ({"grown": {"model": BASE["model"]}}, ["stages.grown.lower: a causal model stands on its own"]),
+        (
+            {"grown": {"model": BASE["model"]}},
+            ["stages.grown.lower: a causal model stands on its own", "stages.grown.features: a causal model is not trained from features"],
+        ),
         (
             {"clips": {"width": 18}},
             [f"stages.{name}.data: clips has clips of 16 x 18 pixels; the model needs multiples of 4" for name in WITH_CLIPS],
