@@ -21,7 +21,8 @@ PANE = 192
 GUTTER = 4
 """White columns between panes."""
 WHITE = 255
-SHEET_FRAMES = 6
+SHEET_FRAMES, SHEET_PANE = 6, 96
+"""Frames of a video in a contact sheet, and the height that lower ones are enlarged to."""
 CRF = "23"
 HEAT = torch.tensor([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=torch.float32)
 """Colours of rising error, equally spaced; dark to bright, so that they read in grey too."""
@@ -35,9 +36,9 @@ def triptych(original_CTHW: Tensor, restored_CTHW: Tensor) -> NDArray[np.uint8]:
     return _even(torch.cat([large[0], gap, large[1], gap, large[2]], 2)).numpy()
 
 
-def enlarged(frames_THWC: Tensor) -> Tensor:
-    """The frames by the least whole factor that makes them PANE rows high, sides even."""
-    scale = max(1, -(-PANE // frames_THWC.shape[1]))
+def enlarged(frames_THWC: Tensor, rows: int = PANE) -> Tensor:
+    """The frames by the least whole factor that makes them `rows` high, sides even."""
+    scale = max(1, -(-rows // frames_THWC.shape[1]))
     return _even(frames_THWC.repeat_interleave(scale, 1).repeat_interleave(scale, 2))
 
 
@@ -46,7 +47,7 @@ def contact_sheet(videos: Sequence[Tensor]) -> NDArray[np.uint8]:
     rows = []
     for frames_THWC in videos:
         count = min(SHEET_FRAMES, len(frames_THWC))
-        chosen = enlarged(frames_THWC[torch.linspace(0, len(frames_THWC) - 1, count).round().long()])
+        chosen = enlarged(frames_THWC[torch.linspace(0, len(frames_THWC) - 1, count).round().long()], SHEET_PANE)
         rows.append(functional.pad(chosen, (0, 0, 0, GUTTER, 0, GUTTER), value=WHITE).permute(1, 0, 2, 3).flatten(1, 2))
     return torch.cat(rows).numpy()
 

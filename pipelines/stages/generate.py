@@ -108,6 +108,7 @@ class Generate(Stage):
                 ctx.out.write_bytes(file, mp4(enlarged(frames_THWC).numpy(), fps))
                 shown.append(frames_THWC)
                 listed.append(Generated(prompt=prompt, file=file, seed=seed))
+        ctx.progress(done=len(prompts), total=len(prompts), unit="videos")
         ctx.out.write_bytes(CONTACT, png(contact_sheet(shown)))
         about = Generation(
             tokenizer=ctx.input("tokenizer").name,

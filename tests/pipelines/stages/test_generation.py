@@ -132,7 +132,7 @@ def test_seeds_decide_all_and_videos_have_the_length_asked_for(store: Store, tmp
         assert sum(1 for _ in video.decode(video=0)) == 13
     with av.open(io.BytesIO(files["contact.png"])) as sheet:
         (picture,) = sheet.decode(video=0)
-    assert (picture.height, picture.width) == (2 * 196, 6 * 196)
+    assert (picture.height, picture.width) == (2 * 100, 6 * 100)
 
 
 @pytest.mark.ray
