@@ -168,11 +168,8 @@ class Stream:
     def _go_on(self, embeds_BLW: Tensor, codes_BL: Tensor) -> Tensor:
         """Last states of positions that follow all those read so far."""
         self.codes_BL, new = torch.cat([self.codes_BL, codes_BL], dim=1), codes_BL.shape[1]
-        mask_BRL = self.model.mask(self.codes_BL, last=new)
-        # Padding sees itself: a row that sees nothing would be no number, and that would spread.
-        itself_RL = torch.eye(self.codes_BL.shape[1], dtype=torch.bool, device=self.device)[-new:]
         positions_BL = ((self.codes_BL != PADDING).cumsum(1) - 1).clamp(min=0)[:, -new:]
-        return self.model.hidden(embeds_BLW, mask_BRL | itself_RL, positions_BL=positions_BL, cache=self.cache)
+        return self.model.hidden(embeds_BLW, self.model.mask(self.codes_BL, last=new), positions_BL=positions_BL, cache=self.cache)
 
 
 def nth_seed(seed: int, number: int) -> int:

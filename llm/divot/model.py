@@ -97,7 +97,8 @@ class DivotLM(nn.Module):
         return cls(config, *build_language(config.language))
 
     def forward(self, batch: Batch) -> Losses:
-        """Losses of a batch of `collate`."""
+        """Losses of a batch of `collate`; ValueError where its clips have another number of tokens than the model's."""
+        self._check(batch)
         hidden_BLW = self.hidden(self.embed(batch), self._mask(batch))
         label_BM = batch["label_BM"]
         logits_BMV = self.logits(pick(hidden_BLW, batch["label_at_BM"])).float()
@@ -107,13 +108,15 @@ class DivotLM(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """What enters the language model, (B, L, W): embeddings, with projected tokens at the places of clips that are seen."""
         embeds_BLW: Tensor = embedding(self.llm)(batch["ids_BL"])
-        seen = [(READ, batch["read_BND"])] if "read_BND" in batch else []
-        if self.autoregressive and "written_BND" in batch:
-            seen.append((QUERY, batch["written_BND"]))
-        for code, token_BND in seen:
-            embeds_BLW = place(embeds_BLW, batch["codes_BL"] == code, self.project(token_BND))
+        names = {READ: "read_BND", QUERY: "written_BND"} if self.autoregressive else {READ: "read_BND"}
+        seen = {code: batch[name] for code, name in names.items() if name in batch}
         if not seen:
-            embeds_BLW = embeds_BLW + 0 * self.project(embeds_BLW.new_zeros(1, 1, self.config.token_width)).sum()
+            return embeds_BLW + 0 * self.project(embeds_BLW.new_zeros(1, 1, self.config.token_width)).sum()
+        # One call whatever there is: under ZeRO-3 every call gathers weights from all ranks.
+        projected_BNW = self.project(torch.cat(list(seen.values()), dim=1))
+        parts = torch.split(projected_BNW, [token_BND.shape[1] for token_BND in seen.values()], dim=1)
+        for code, part_BNW in zip(seen, parts, strict=True):
+            embeds_BLW = place(embeds_BLW, batch["codes_BL"] == code, part_BNW)
         return embeds_BLW
 
     def project(self, token_BND: Tensor) -> Tensor:
@@ -149,6 +152,15 @@ class DivotLM(nn.Module):
     @property
     def autoregressive(self) -> bool:
         return self.config.mechanism == "autoregressive"
+
+    def _check(self, batch: Batch) -> None:
+        tokens = self.config.clip_tokens
+        for name in batch.keys() & {"read_BND", "written_BND"}:
+            count = batch[name].shape[1]
+            if count % tokens:
+                raise ValueError(
+                    f"{name}: {count} tokens are no whole clips of {tokens}: set clip_tokens to what the tokenizer makes of a clip"
+                )
 
     def _mask(self, batch: Batch) -> Tensor | None:
         """None where attention is causal: batches are padded on the right, so nothing else needs hiding, and SDPA is at its fastest.

@@ -91,6 +91,14 @@ def test_autoregression_predicts_each_token_from_those_before(clips: Clips) -> N
     assert all(before[at] != after[at] for at in range(3, TOKENS))
 
 
+def test_an_autoregressive_model_reads_and_writes_in_one_batch(clips: Clips) -> None:
+    model = tiny(mechanism="autoregressive")
+    shown, made = describe(model.vocabulary, clips(2), "ab", limit=200), depict(model.vocabulary, "ab", clips(1), limit=200)
+    together, alone = model(collate([shown, made], [0, 1])), [model(collate([sample], [0])) for sample in (shown, made)]
+    torch.testing.assert_close(together.text_BM[0], alone[0].text_BM[0])
+    torch.testing.assert_close(together.head_BN[1], alone[1].head_BN[0])
+
+
 def test_position_dependent_tokens_are_a_matter_of_numbers() -> None:
     model = tiny(clip_tokens=125, token_width=24)
     batch = collate([depict(model.vocabulary, "ab", torch.randn(1, 125, 24), limit=200)], [0])
@@ -153,6 +161,11 @@ def test_a_pass_never_waits_to_look_at_a_number(full_size: DivotLM, vocabulary: 
         losses = full_size(batch)
         assert losses.head_BN.shape == (len(samples), tokens) and losses.text_BM.is_meta
         assert (losses.text() + losses.head()).shape == ()
+
+
+def test_clips_of_another_tokenizer_are_refused(model: DivotLM) -> None:
+    with pytest.raises(ValueError, match="12 tokens are no whole clips of 8"):
+        model(collate([depict(model.vocabulary, "ab", torch.randn(1, 12, 6), limit=200)], [0]))
 
 
 def test_gathering_and_placing_without_looking() -> None:
