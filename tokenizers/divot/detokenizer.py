@@ -73,19 +73,20 @@ class Detokenizer(nn.Module):
         """Latents (B, Z, *size) that show what the tokens say, as the autoencoder decodes them.
 
         `null_ND` are the tokens of no condition; `seeds`, one a clip, decide the noise. With guidance, both conditions of all clips
-        are one batch of the U-Net.
+        are one batch of the U-Net. A model of half precision is stepped in float32 all the same.
         """
-        context_BLC = self.perceiver(tokens_BND)
+        dtype = self.perceiver.latents_1MD.dtype
+        context_BLC = self.perceiver(tokens_BND.to(dtype))
         velocity = self._velocity(context_BLC)
         if config.guidance > 1:
-            null_BLC = self.perceiver(null_ND[None]).expand_as(context_BLC)
+            null_BLC = self.perceiver(null_ND[None].to(dtype)).expand_as(context_BLC)
             velocity = guided(self._velocity(torch.cat([context_BLC, null_BLC])), config)
         return self.denormalise(ddim_sample(velocity, (self.config.unet.z, *size), config, seeds, tokens_BND.device))
 
     def _velocity(self, context_BLC: Tensor) -> Velocity:
         def velocity(x_BZThw: Tensor, t_B: Tensor) -> Tensor:
-            v_BZThw: Tensor = self.unet(x_BZThw, t_B, context_BLC)
-            return v_BZThw
+            v_BZThw: Tensor = self.unet(x_BZThw.to(context_BLC.dtype), t_B, context_BLC)
+            return v_BZThw.float()
 
         return velocity
 

@@ -47,6 +47,10 @@ class FrameVAE(Pretrained):
         return self.config.latent_channels
 
     @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
     def geometry(self) -> Geometry:
         """No compression in time."""
         width = self.config.block_out_channels[-1]
@@ -62,13 +66,13 @@ class FrameVAE(Pretrained):
     def encode(self, video_BCTHW: Tensor) -> Tokens:
         """Posterior means (B, Z, T, h, w), float32, of a video (B, 3, T, H, W) in [-1, 1]; not scaled, see `normalise`."""
         check_video(video_BCTHW, self.config.spatial)
-        frames_FCHW = video_BCTHW.transpose(1, 2).flatten(0, 1)
+        frames_FCHW = video_BCTHW.transpose(1, 2).flatten(0, 1).to(self._dtype)
         mean_FZhw: Tensor = self.model.encode(frames_FCHW).latent_dist.mean.float()  # type: ignore[operator]
         return Tokens(torch.unflatten(mean_FZhw, 0, (len(video_BCTHW), -1)).transpose(1, 2), frames=video_BCTHW.shape[2])
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
         """The video (B, 3, tokens.frames, H, W), clamped to [-1, 1]."""
-        latent_FZhw = tokens.values[:, :, : tokens.frames].transpose(1, 2).flatten(0, 1)
+        latent_FZhw = tokens.values[:, :, : tokens.frames].transpose(1, 2).flatten(0, 1).to(self._dtype)
         frames_FCHW: Tensor = self.model.decode(latent_FZhw).sample  # type: ignore[operator]
         return torch.unflatten(frames_FCHW, 0, (len(tokens.values), -1)).transpose(1, 2).clamp(-1, 1)

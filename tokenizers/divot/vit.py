@@ -72,7 +72,8 @@ class FrozenViT(nn.Module):
     @torch.no_grad()
     def forward(self, frames_FCHW: Tensor) -> Tensor:
         """Features of the last block for each patch in the order of rows and columns, (F, N, D)."""
-        features: Tensor = self.model(pixel_values=preprocess(frames_FCHW, self.config.edge)).last_hidden_state
+        pixels_FCHW = preprocess(frames_FCHW.float(), self.config.edge).to(self.model.dtype)
+        features: Tensor = self.model(pixel_values=pixels_FCHW).last_hidden_state
         return features[:, 1:]
 
     def digest(self) -> str:

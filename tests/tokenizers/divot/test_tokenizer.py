@@ -90,6 +90,19 @@ def test_an_image_autoencoder_brings_its_scale(config: DivotConfig, video: Tenso
     assert model.decode(model.encode(video)).shape == video.shape
 
 
+@pytest.mark.parametrize("image", [False, True])
+def test_half_precision_is_near(config: DivotConfig, rung: CausalTokenizer, video: Tensor, image: bool) -> None:
+    torch.manual_seed(0)
+    model = DivotTokenizer.build(config, frame_autoencoder(32, (1, 2), 1) if image else rung).eval()
+    tokens = model.encode(video)
+    decoded = model.decode(tokens)
+    model.bfloat16()
+    rounded = model.encode(video)
+    assert rounded.values.dtype == torch.float32
+    torch.testing.assert_close(rounded.values, tokens.values, atol=0.1, rtol=0)
+    torch.testing.assert_close(model.decode(tokens).float(), decoded, atol=0.1, rtol=0)
+
+
 def test_what_does_not_fit_is_refused(model: DivotTokenizer, config: DivotConfig, rung: CausalTokenizer, video: Tensor) -> None:
     with pytest.raises(ValueError, match="16 pixels square"):
         model.encode(torch.zeros(1, 3, 5, 16, 32))
