@@ -3,7 +3,8 @@
 A row is left out where no seed has all that it compares. Not covered: training, which is `ladder`'s.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,17 +139,22 @@ class Evidence:
         """The error's jump at seams."""
         for name, rate in (("base", "4x"), ("grown8", "8x"), ("grown16", "16x")):
             if found := self.seeds(name):
-                without, blended = ([seam_jump(ladder.rung(name), self.source, overlap) for ladder, _ in found] for overlap in (0, KEPT))
+                without, blended = ([self._seam_jump(ladder, name, overlap) for ladder, _ in found] for overlap in (0, KEPT))
                 values: dict[str, float | list[float]] = {
                     "jump at seams over inside, without overlap": mean(without),
                     "with overlap 4": mean(blended),
                 }
                 yield self.row(f"seams, {rate}", (name,), values, f"<= {SEAM} with", mean(blended) <= SEAM)
 
+    def _seam_jump(self, ladder: Ladder, name: str, overlap: int) -> float:
+        file = ladder.unit(name).folder / f"seams-{overlap}.json"
+        return number(remembered(file, lambda: {"jump": seam_jump(ladder.rung(name), self.source, overlap)}), "jump")
+
     def tiles(self) -> Iterator[Row]:
         """Both ways of tiling against none."""
         if found := self.seeds("base"):
-            measured = tiling(found[0][0].rung("base"), self.source)
+            ladder = found[0][0]
+            measured = remembered(ladder.unit("base").folder / "tiling.json", lambda: tiling(ladder.rung("base"), self.source))
             values: dict[str, float | list[float]] = {
                 name: float(f"{number(measured, name):.3g}") if "off" in name else round(number(measured, name), 2) for name in measured
             }
@@ -181,6 +187,14 @@ class Evidence:
         yield self.row(
             "tokens, 68 frames of 64x64", names, values, f"cost falls with tokens, loss within {COMPARABLE - 1:.0%} of 4x's", holds
         )
+
+
+def remembered(file: Path, measure: Callable[[], Figures]) -> Figures:
+    """What was measured on a finished unit, measured once."""
+    if not file.exists():
+        file.write_text(json.dumps(measure()))
+    found: Figures = json.loads(file.read_text())
+    return found
 
 
 def number(figures: Figures, name: str) -> float:
