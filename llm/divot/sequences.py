@@ -17,6 +17,7 @@ Legend: L positions, C clips, N tokens of a clip, D token width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -158,27 +159,27 @@ class Draft:
         """Positions left."""
         return (self.limit if self.limit is not None else 1 << 30) - len(self.ids)
 
-    def begin(self) -> "Draft":
+    def begin(self) -> Self:
         """The mark of the beginning."""
         return self._put([self.vocabulary.bos])
 
-    def text(self, ids: list[int], *, learned: bool = False, room: int = 0) -> "Draft":
+    def text(self, ids: list[int], *, learned: bool = False, room: int = 0) -> Self:
         """Ids of text, cut so that `room` positions remain; ValueError where not one of them would."""
         kept = ids[: max(self.room - room, 0)]
         if ids and not kept:
             raise ValueError(f"a limit of {self.limit} positions leaves no room for the text: raise it, or give fewer clips")
         return self._put(kept, learned=learned)
 
-    def instruct(self, request: str, *, room: int = 0) -> "Draft":
+    def instruct(self, request: str, *, room: int = 0) -> Self:
         """A request inside the marks of an instruction; it is cut, they are not."""
         opening, closing = self.vocabulary.encode("[INST] "), self.vocabulary.encode(" [/INST]\n")
         return self.text(opening).text(self.vocabulary.encode(request), room=room + len(closing)).text(closing)
 
-    def read(self, clips_CND: Tensor, media: Media) -> "Draft":
+    def read(self, clips_CND: Tensor, media: Media) -> Self:
         """Clips that are shown to the model."""
         return self._clips(clips_CND, READ, media)
 
-    def write(self, clips_CND: Tensor, media: Media, *, learned: bool) -> "Draft":
+    def write(self, clips_CND: Tensor, media: Media, *, learned: bool) -> Self:
         """Clips that the model makes; whether it also learns to open and close them."""
         return self._clips(clips_CND, QUERY, media, learned=learned)
 
@@ -193,7 +194,7 @@ class Draft:
         read_CND, written_CND = (_joined(clips) for clips in (self.clips[READ], self.clips[QUERY]))
         return Packed(self.ids, self.codes, self.labels, read_CND, written_CND)
 
-    def _clips(self, clips_CND: Tensor, code: int, media: Media, *, learned: bool = False) -> "Draft":
+    def _clips(self, clips_CND: Tensor, code: int, media: Media, *, learned: bool = False) -> Self:
         if clips_CND.ndim != 3 or not 1 <= clips_CND.shape[1] <= MOST_TOKENS:
             raise ValueError(f"clips are (clips, 1 to {MOST_TOKENS} tokens, width), not {tuple(clips_CND.shape)}")
         opening, closing = self.vocabulary.tags(media)
@@ -205,7 +206,7 @@ class Draft:
             self._put([self.vocabulary.end_frame])
         return self._put([closing], learned=learned)
 
-    def _put(self, ids: list[int], *, code: int = TEXT, learned: bool = False) -> "Draft":
+    def _put(self, ids: list[int], *, code: int = TEXT, learned: bool = False) -> Self:
         self.ids += ids
         self.codes += [code] * len(ids)
         self.labels += ids if learned else [IGNORED] * len(ids)
