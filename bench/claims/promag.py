@@ -20,18 +20,9 @@ from rows import write
 from unit import OutOfTime
 
 ROOT = Path(__file__).parents[2]
-COMPARED = (
-    "base",
-    "grown8",
-    "direct8",
-    "grown16",
-    "direct16",
-    "keyless8",
-    "residual8",
-    "modulated8",
-    "deeper8",
-    *(f"dit-{rate}" for rate in RUNGS),
-)
+ABLATIONS = ("keyless8", "residual8", "modulated8")
+LEVERS = ("deeper8", "unfrozen8")
+COMPARED = ("base", "grown8", "direct8", "grown16", "direct16", *ABLATIONS, *LEVERS, *(f"dit-{rate}" for rate in RUNGS))
 """In the order of training: key rows first."""
 STAGE_SHARE = 3
 """A grown stage gets this fraction of the base's steps: most of the budget is the base's, which every grown rung stands on."""
