@@ -160,9 +160,10 @@ def training_cost(build: Callable[[], Trained], batch: Batch, *, bf16: bool = Fa
             _leave_meta(module)
         batch |= {name: torch.empty_like(values, device="cpu") for name, values in batch.items() if name != SEEDS}
         flops = sum(count_flops(partial(step, player)) for player in trainable.players.values())
+    trained = sum(weight.numel() for player in trainable.players.values() for weight in _learned(player))
     return TrainingCost(
-        trained=sum(weight.numel() for player in trainable.players.values() for weight in _learned(player)),
-        frozen=sum(weight.numel() for module in trainable.frozen.values() for weight in module.parameters()),
+        trained=trained,
+        frozen=sum(weight.numel() for module in modules for weight in module.parameters()) - trained,
         flops=flops // len(batch[SEEDS]),
         activations=max(activations),
     )

@@ -9,6 +9,7 @@ import torch
 from tests.llm.divot.conftest import TOKENS, tiny
 from torch import Tensor
 
+from kinetok.llm.cost import count_flops
 from kinetok.llm.divot.collate import collate
 from kinetok.llm.divot.heads import DiffusionConfig, MSEConfig
 from kinetok.llm.divot.mask import QUERY
@@ -161,6 +162,14 @@ def test_a_pass_never_waits_to_look_at_a_number(full_size: DivotLM, vocabulary: 
         losses = full_size(batch)
         assert losses.head_BN.shape == (len(samples), tokens) and losses.text_BM.is_meta
         assert (losses.text() + losses.head()).shape == ()
+
+
+def test_the_head_is_a_small_part_of_a_full_size_pass(full_size: DivotLM, vocabulary: Vocabulary) -> None:
+    batch = collate([depict(vocabulary, "a" * 100, torch.zeros(1, 64, 256), limit=180)], [0])
+    batch = {name: tensor if name == "seed_B" else tensor.to("meta") for name, tensor in batch.items()}
+    whole = count_flops(lambda: full_size(batch))
+    head = count_flops(lambda: full_size.to_head(torch.empty(1, 64, 4096, device="meta")))
+    assert head < 0.01 * whole
 
 
 def test_clips_of_another_tokenizer_are_refused(model: DivotLM) -> None:

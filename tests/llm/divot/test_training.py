@@ -8,6 +8,7 @@ import torch
 from tests.llm.divot.conftest import TOKENS, WIDTH, tiny
 from torch import Tensor
 
+from kinetok.llm.cost import training_cost
 from kinetok.llm.divot.collate import collate
 from kinetok.llm.divot.generation import GREEDY, complete, make_clips
 from kinetok.llm.divot.heads import GMMConfig
@@ -63,6 +64,16 @@ def test_checkpointing_changes_no_number(clips: Clips) -> None:
     assert saving.model.llm.is_activation_checkpointing
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_cost_counts_what_adapters_leave_frozen(clips: Clips, vocabulary: Vocabulary) -> None:
+    def build() -> DivotLMTrainable:
+        return DivotLMTrainable(tiny(), DivotLMObjective(lora=LoRAConfig(rank=2, dropout=0.0)))
+
+    player = build().players[PLAYER]
+    learned = sum(parameter.numel() for parameter in player.parameters() if parameter.requires_grad)
+    cost = training_cost(build, collate(_mixed(vocabulary, clips), [1, 2]))
+    assert cost.trained == learned and cost.trained + cost.frozen == sum(parameter.numel() for parameter in player.parameters())
 
 
 def test_export_merges_adapters(clips: Clips, tmp_path: Path) -> None:
