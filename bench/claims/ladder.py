@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from footage import footage, quadrants
 from torch import Tensor, nn
-from unit import Course, Unit
+from unit import FIGURES, Course, Unit
 
 from kinetok.tokenizers import catalog
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
@@ -91,6 +91,11 @@ class Material:
     def windows(self, split: str) -> Tensor:
         """Whole windows of a split in [-1, 1]."""
         return to_pixels(torch.from_numpy(footage(self.source, self.work, split)))
+
+    def seeds(self, start: str) -> list[int]:
+        """Seeds whose base is trained."""
+        bases = self.work.glob(f"seed*/{start}/base/{FIGURES}")
+        return sorted(int(base.parents[2].name.removeprefix("seed")) for base in bases)
 
 
 @dataclass(frozen=True)

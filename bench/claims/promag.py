@@ -2,18 +2,17 @@
 
 Every training run is a unit that is kept in the work folder: a second call continues where the first ran out of time, and one with
 nothing left to train only writes the rows. Seeds may be trained by several calls at once, each its own seeds; `--only` narrows a call
-to some rungs. Steps are set by `--steps` (the base's; a grown stage gets a third of them) and belong to the work folder: another
-number needs another folder. Rows: docs/results.md and docs/results/promag.json, from all seeds that the work folder holds.
+to some rungs. Steps are set by `--steps` (the base's; a grown stage gets a third of them) and belong to the units: another number
+needs another folder, or another start. Rows: docs/results.md and docs/results/promag.json, from all seeds that the work folder holds.
 """
 
 import argparse
 import os
-import shlex
 import time
 from pathlib import Path
 
 import torch
-from evidence import STARTS, Evidence
+from evidence import STARTS, Evidence, number
 from ladder import Budget, Ladder, Material
 from latents import RUNGS, generator
 from rows import write
@@ -26,7 +25,7 @@ COMPARED = ("base", "grown8", "direct8", "grown16", "direct16", *ABLATIONS, *LEV
 """In the order of training: key rows first."""
 STAGE_SHARE = 3
 """A grown stage gets this fraction of the base's steps: most of the budget is the base's, which every grown rung stands on."""
-GENERATOR_SHARE = 6
+GENERATOR_SHARE = 12
 
 
 def arguments() -> argparse.Namespace:
@@ -67,19 +66,21 @@ def main() -> None:
                     train(Ladder(material, seed, start, budget, deadline), name)
     except OutOfTime as stopped:
         print(f"out of time in {stopped}: call again to continue")
-    report(material, budget, options.steps)
+    report(material)
 
 
-def report(material: Material, budget: Budget, steps: int) -> None:
-    """Rows from every seed in the work folder."""
-    seeds = sorted(int(folder.name.removeprefix("seed")) for folder in material.work.glob("seed*"))
-    command = f"KINETOK_DATA=... python bench/claims/promag.py --steps {steps} --seeds {shlex.join(map(str, seeds))} --minutes ..."
+def report(material: Material) -> None:
+    """Rows from every seed and start in the work folder, each start with the number of steps that it was trained for."""
     rows = []
     for start in STARTS:
-        ladders = [Ladder(material, seed, start, budget, deadline=0.0) for seed in seeds]
-        rows += Evidence(ladders, material.source, command).all() if ladders else []
+        ladders = [Ladder(material, seed, start, Budget(0, 0), deadline=0.0) for seed in material.seeds(start)]
+        if ladders:
+            steps = int(number(ladders[0].train("base"), "steps"))
+            seeds = " ".join(str(ladder.seed) for ladder in ladders)
+            command = f"python bench/claims/promag.py --steps {steps} --seeds {seeds} --starts {start} --minutes 120"
+            rows += Evidence(ladders, material.source, command).all()
     write(rows, ROOT / "docs" / "results.md", ROOT / "docs" / "results" / "promag.json")
-    print(f"{len(rows)} rows from seeds {seeds}")
+    print(f"{len(rows)} rows")
 
 
 if __name__ == "__main__":

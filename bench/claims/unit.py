@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kinetok.infra.fit import PlayerConfig
 from kinetok.infra.optim import Average, adamw
 
+FIGURES = "figures.json"
 EMA = 0.995
 WARMUP = 50
 SAVE_SECONDS = 60.0
@@ -56,7 +57,7 @@ class Unit:
 
     @property
     def figures(self) -> Path:
-        return self.folder / "figures.json"
+        return self.folder / FIGURES
 
     @property
     def model(self) -> Path:
