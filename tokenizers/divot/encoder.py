@@ -3,7 +3,10 @@
     features of 5 frames -> temporal encoder -> 5x5 pooling -> space-time encoder -> Perceiver -> 64 tokens of 256 numbers
 
 The paper tried a posterior of mean and variance in place of plain features and found that no language model learnt to predict its
-samples, so tokens are deterministic. Not covered: the vision transformer (`vit.py`), choosing frames (`frames.py`).
+samples, so tokens are deterministic. Features can be standardised first (`fit_statistics`), which the published tokenizer does without:
+what clips differ by is small beside what all have in common, and a short training then never comes to use it.
+
+Not covered: the vision transformer (`vit.py`), choosing frames (`frames.py`).
 
 Legend: B clips, T frames, N patches of a frame, D width, h w patches along an edge, M tokens.
 """
@@ -57,9 +60,14 @@ class EncoderConfig(Config):
 class TokenEncoder(nn.Module):
     """(B, T, N, `features`) without class tokens -> tokens (B, M, D), each of mean 0 and variance 1 but for the learned scale."""
 
-    def __init__(self, config: EncoderConfig, features: int) -> None:
+    mean_ND: Tensor
+    std_D: Tensor
+
+    def __init__(self, config: EncoderConfig, features: int, patches: int) -> None:
         super().__init__()
         self.config = config
+        self.register_buffer("mean_ND", torch.zeros(patches, features))
+        self.register_buffer("std_D", torch.ones(features))
         width = config.width
         self.temporal = TemporalEncoder(
             config.frames, features, config.temporal_width, config.temporal_depth, config.temporal_heads, out=width
@@ -69,7 +77,7 @@ class TokenEncoder(nn.Module):
         self.head = token_head(config.perceiver, width, config.token_width)
 
     def forward(self, vit_BTND: Tensor) -> Tensor:
-        """Tokens; ValueError unless the features are of `config.frames` frames and a square of patches."""
+        """Tokens; ValueError unless the features are of `config.frames` frames of all patches."""
         tokens_BMD: Tensor = self.head(self.space_time(self.norm(self.pooled(vit_BTND))))
         return tokens_BMD
 
@@ -77,12 +85,25 @@ class TokenEncoder(nn.Module):
         """Temporal features averaged over the windows of a `pool` x `pool` grid, (B, T * pool^2, D)."""
         clips, frames, patches, _ = vit_BTND.shape
         edge = isqrt(patches)
-        if frames != self.config.frames or edge**2 != patches:
+        if frames != self.config.frames or patches != len(self.mean_ND):
             raise ValueError(
-                f"expected features of {self.config.frames} frames and a square of patches, got {frames} frames of {patches} patches; "
+                f"expected features of {self.config.frames} frames of {len(self.mean_ND)} patches, got {frames} frames of {patches}; "
                 "leave the class token out"
             )
-        moved_BNTD = torch.unflatten(self.temporal(vit_BTND.transpose(1, 2).flatten(0, 1)), 0, (clips, patches))
+        standard_BTND = (vit_BTND - self.mean_ND) / self.std_D
+        moved_BNTD = torch.unflatten(self.temporal(standard_BTND.transpose(1, 2).flatten(0, 1)), 0, (clips, patches))
         grid_FDhw = torch.unflatten(moved_BNTD.permute(0, 2, 3, 1).flatten(0, 1), 2, (edge, edge))
         pooled_FDN = F.adaptive_avg_pool2d(grid_FDhw, self.config.pool).flatten(2)
         return torch.unflatten(pooled_FDN, 0, (clips, frames)).transpose(2, 3).flatten(1, 2)
+
+    @torch.no_grad()
+    def fit_statistics(self, vit_BTND: Tensor) -> Self:
+        """Standardise features from now on, by the mean of each patch and the deviation of each channel among these clips' features.
+
+        To be called once, before the joint training; a hundred clips of the training set will do.
+        """
+        centred_BTND = vit_BTND.float() - vit_BTND.float().mean((0, 1))
+        std_D = centred_BTND.square().mean((0, 1, 2)).sqrt()
+        self.mean_ND.copy_(vit_BTND.float().mean((0, 1)))
+        self.std_D.copy_(torch.where(std_D > 0, std_D, 1.0))
+        return self

@@ -44,7 +44,7 @@ SMALL = DivotConfig(
     detokenizer=DetokenizerConfig(
         perceiver=PerceiverConfig(queries=24, depth=1, heads=4, head_width=32),
         unet=UNetConfig(
-            z=16, channels=64, mult=(1, 2), blocks=1, attention=(0, 1), head_width=32, groups=16, context=128, split=None, dropout=0.0
+            z=16, channels=32, mult=(1, 2), blocks=1, attention=(0, 1), head_width=16, groups=8, context=64, split=None, dropout=0.0
         ),
     ),
     sampler=SamplerConfig(steps=10, spacing="trailing", guidance=2.0),

@@ -72,7 +72,7 @@ class DivotTokenizer(Tokenizer):
             raise ValueError(f"detokenizer.unet.z: the autoencoder has {channels} latent channels, the config {config.detokenizer.unet.z}")
         self.config = config
         self._hidden = (vit, lower.requires_grad_(False).eval())
-        self.encoder = TokenEncoder(config.encoder, config.vit.width)
+        self.encoder = TokenEncoder(config.encoder, config.vit.width, config.vit.patches)
         self.detokenizer = Detokenizer(config.detokenizer, config.encoder.token_width)
         if isinstance(lower, FrameVAE):
             scale_Z = torch.full((channels,), 1 / lower.config.scaling_factor)

@@ -101,7 +101,7 @@ def test_tokenizer_behind_the_vision_transformer() -> None:
         perceiver=PerceiverConfig(queries=numbers["down_num_tokens"], depth=numbers["resampler_depth"]),
         token_width=numbers["resampler_dim"],
     )
-    model = TokenEncoder(config, numbers["input_dim"])
+    model = TokenEncoder(config, numbers["input_dim"], golden.tensors["in.vit"].shape[1] - 1)
     report = load_tokenizer(model, golden.state() | {"vit_model.model.visual.proj": torch.zeros(1)})
     assert report.ignored == ("vit_model.model.visual.proj",)
     vit_BTND = golden.tensors["in.vit"].unflatten(0, (-1, numbers["num_frames"]))[:, :, 1:]
@@ -240,7 +240,7 @@ def test_clip_preprocessing() -> None:
 def test_full_size_names_and_sizes() -> None:
     published: dict[str, dict[str, list[int]]] = json.loads((FOLDER / "divot_full_size_keys.json").read_text())
     with torch.device("meta"):
-        encoder = TokenEncoder(EncoderConfig(), 1280)
+        encoder = TokenEncoder(EncoderConfig(), 1280, 256)
         detokenizer = Detokenizer(DetokenizerConfig(), 256)
         autoencoder = frame_autoencoder()
     for parts, group in (

@@ -72,6 +72,19 @@ def test_saved_models_come_back_whole(model: DivotTokenizer, video: Tensor, tmp_
     assert torch.equal(again.decode(tokens), model.decode(tokens))
 
 
+def test_features_are_standardised_by_those_of_some_clips(model: DivotTokenizer, video: Tensor) -> None:
+    features = model.vit_features(torch.cat([video, video.flip(1)]))
+    before = model.spec()
+    model.encoder.fit_statistics(features)
+    assert before.difference(model.spec()) is not None
+    standard = (features - model.encoder.mean_ND) / model.encoder.std_D
+    torch.testing.assert_close(standard.mean((0, 1)), torch.zeros(16, 16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(standard.square().mean((0, 1, 2)), torch.ones(16))
+    shifted = model.encoder(features)
+    model.encoder.fit_statistics(3 * features + 5)
+    torch.testing.assert_close(model.encoder(3 * features + 5), shifted, atol=1e-4, rtol=1e-4)
+
+
 def test_position_bound_tokens(config: DivotConfig, rung: CausalTokenizer, video: Tensor) -> None:
     encoder = config.encoder.model_copy(update={"perceiver": None})
     model = DivotTokenizer.build(config.model_copy(update={"encoder": encoder}), rung).eval()
