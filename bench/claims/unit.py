@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kinetok.infra.fit import PlayerConfig
 from kinetok.infra.optim import Average, adamw
 
-FIGURES = "figures.json"
+FIGURES, STATE = "figures.json", "state.pt"
 EMA = 0.995
 WARMUP = 50
 SAVE_SECONDS = 60.0
@@ -68,6 +68,14 @@ class Unit:
         found: dict[str, object] = json.loads(self.figures.read_text())
         return found
 
+    def marks(self) -> dict[str, dict[str, object]]:
+        """What was measured on the way, by step; of an unfinished run, what it has passed."""
+        if self.figures.exists():
+            found: dict[str, dict[str, object]] = json.loads(self.figures.read_text())["marks"]
+            return found
+        state = self.folder / STATE
+        return json.loads(torch.load(state, weights_only=True)["marks"]) if state.exists() else {}
+
     def run(
         self,
         build: Callable[[], Trainable],
@@ -81,9 +89,11 @@ class Unit:
         """
         if self.figures.exists():
             return self.read()
+        if time.monotonic() > self.deadline:
+            raise OutOfTime(str(self.folder))
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(course.seed)
-        loop = Loop(build(), course, self.folder / "state.pt")
+        loop = Loop(build(), course, self.folder / STATE)
         while loop.step < course.steps:
             if time.monotonic() > self.deadline:
                 loop.save()
