@@ -112,8 +112,12 @@ class Evidence:
             yield self.row("mixing matters, 8x", names, values, "ordered", default > residual > keyless and default > modulated > keyless)
 
     def levers(self) -> Iterator[Row]:
-        """What holds a grown rung back: with twice the residual blocks, and with the decoder below trained along."""
-        for name, lever in (("deeper8", "2 blocks instead of 1"), ("unfrozen8", "decoder below unfrozen")):
+        """What holds a grown rung back: capacity, learning rate, or the frozen decoder below."""
+        for name, lever in (
+            ("slower8", "the base's learning rate"),
+            ("deeper8", "2 blocks instead of 1"),
+            ("unfrozen8", "the base's rate, decoder below unfrozen"),
+        ):
             if found := self.seeds("grown8", name):
                 plain, pulled = (mean([number(trained[one], "psnr") for _, trained in found]) for one in ("grown8", name))
                 values: dict[str, float | list[float]] = {"grown": plain, lever: pulled, "gain": round(pulled - plain, 2)}

@@ -35,6 +35,7 @@ GROWN: dict[str, tuple[str, GrownConfig]] = {
     "grown8": ("base", SMALL_GROWN),
     "grown16": ("grown8", SMALL_GROWN),
     "deeper8": ("base", SMALL_GROWN.model_copy(update={"blocks": 2})),
+    "slower8": ("base", SMALL_GROWN),
     "unfrozen8": ("base", SMALL_GROWN),
     "residual8": ("base", SMALL_GROWN.model_copy(update={"ada": "none"})),
     "modulated8": ("base", SMALL_GROWN.model_copy(update={"key": False})),
@@ -42,10 +43,11 @@ GROWN: dict[str, tuple[str, GrownConfig]] = {
 }
 """Name, rung below, numbers.
 
-Two levers: `deeper8` has twice the blocks, `unfrozen8` also trains the decoder below, at the base's learning rate. The last three are
-ablations: key + r without AdaNorm; AdaNorm without the sum; no key path at all.
+Three levers: `deeper8` has twice the blocks, `slower8` the base's learning rate, `unfrozen8` that too and trains the decoder below. The
+last three are ablations: key + r without AdaNorm; AdaNorm without the sum; no key path at all.
 """
 KIND = {
+    "slower8": "base",
     "unfrozen8": "base",
     "direct16": "direct8",
     "grown16": "grown8",

@@ -20,7 +20,7 @@ from unit import OutOfTime
 
 ROOT = Path(__file__).parents[2]
 ABLATIONS = ("keyless8", "residual8", "modulated8")
-LEVERS = ("deeper8", "unfrozen8")
+LEVERS = ("slower8", "unfrozen8", "deeper8")
 COMPARED = ("base", "grown8", "direct8", "grown16", "direct16", *ABLATIONS, *LEVERS, *(f"dit-{rate}" for rate in RUNGS))
 """In the order of training: key rows first."""
 STAGE_SHARE = 3
