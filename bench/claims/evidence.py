@@ -126,8 +126,8 @@ class Evidence:
     def maxima(self) -> Iterator[Row]:
         """PSNR of each frame: at the kept frames (but the first, an image of its own), against their neighbours."""
         for name in ("grown16", "direct16"):
-            if found := self.seeds(name):
-                frames = [mean(column) for column in zip(*(numbers(trained[name], "frames") for _, trained in found), strict=True)]
+            if found := [figures for ladder in self.ladders if (figures := latest(ladder, name))]:
+                frames = [mean(column) for column in zip(*(numbers(figures, "frames") for figures in found), strict=True)]
                 kept = range(KEPT, len(frames), KEPT)
                 peaks = [place for place in kept if frames[place] == max(frames[place - 1 : place + 2])]
                 neighbours = [frames[place + side] for place in kept for side in (-1, 1) if place + side < len(frames)]
@@ -138,7 +138,7 @@ class Evidence:
                 values["maxima at"] = [float(place) for place in peaks]
                 claim = f"key-frame maxima, {name[:-2]} 16x ({self.start})"
                 aim = "maxima at 4 8 12 16" if name == "grown16" else "for comparison"
-                yield self.row(claim, (name,), values, aim, len(peaks) == len(kept))
+                yield self.row(claim, (name,) if self.ladders[0].trained(name) else ("base",), values, aim, len(peaks) == len(kept))
 
     def seams(self) -> Iterator[Row]:
         """The error's jump at seams."""

@@ -7,9 +7,9 @@ Legend: B clips, Z latent channels, t h w latent positions, L text tokens, E tex
 """
 
 import multiprocessing
-import resource
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from ladder import BATCH, Ladder
@@ -60,7 +60,7 @@ def _timed(chunk: tuple[int, ...]) -> tuple[float, float]:
     player = DiTTrainable(_model(chunk), DiffusionObjective()).players["dit"]
     optimizer = torch.optim.AdamW(player.parameters())
     batch = _batch(torch.randn(BATCH, chunk[0], CHUNKS * chunk[1], *chunk[2:]), 0)
-    before, took = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    before, took = _peak_megabytes(), []
     for step in range(TIMED_STEPS):
         began = time.perf_counter()
         optimizer.zero_grad()
@@ -68,7 +68,13 @@ def _timed(chunk: tuple[int, ...]) -> tuple[float, float]:
         loss.backward()
         optimizer.step()
         took.append(time.perf_counter() - began)
-    return statistics.median(took[1:]), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return statistics.median(took[1:]), _peak_megabytes() - before
+
+
+def _peak_megabytes() -> float:
+    """Of this process; `ru_maxrss` would be its parent's where that is the larger."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _model(chunk: tuple[int, ...]) -> VideoDiT:
