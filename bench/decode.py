@@ -34,7 +34,9 @@ def ray_rate(index: ClipIndex, encoding: Encoding) -> float:
 
 
 def lines(index: ClipIndex, encoding: Encoding) -> list[Line]:
+    """The floor is measured before and after, because machines change their speed within a minute."""
+    cycles = repeated(index, CYCLES // 2 * len(index))
+    before = bare_rate(cycles)
     ours = ray_rate(repeated(index, (CYCLES + 1) * len(index)), encoding)
-    return [
-        Line("clips decoded per core through Ray Data", ours, "clips/s", bare_rate(repeated(index, CYCLES // 2 * len(index))), ">= 0.90")
-    ]
+    floor = (before + bare_rate(cycles)) / 2
+    return [Line("clips decoded per core through Ray Data", ours, "clips/s", floor, ">= 0.90")]
