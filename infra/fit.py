@@ -11,7 +11,7 @@ import contextlib
 import json
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, StrictInt
@@ -94,6 +94,17 @@ def accumulation(config: FitConfig, resources: Resources) -> int:
             f"nearest valid batch_size {_nearest_batch_size(config, resources)}"
         )
     return config.global_batch // share
+
+
+def fit_problems(config: FitConfig, resources: Resources, players: tuple[str, ...]) -> Iterator[str]:
+    """What of a training's numbers cannot be meant, as `field: sentence`; `players` is what the objective trains."""
+    try:
+        accumulation(config, resources)
+    except ConfigError as error:
+        yield f"global_batch: {error}"
+    if set(config.optimizers) != set(players):
+        named = ", ".join(sorted(config.optimizers)) or "none"
+        yield f"optimizers: they name {named}; the model trains {', '.join(players)}"
 
 
 def _nearest_batch_size(config: FitConfig, resources: Resources) -> str:

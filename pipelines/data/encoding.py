@@ -120,16 +120,15 @@ def cut_units(index: ClipIndex, shard: int, unit_clips: int) -> list[Unit]:
 
     The windows of one video are decoded in one pass; a cut among them costs a second one.
     """
-    rows = index.rows.slice(int(index.shards[shard][0]), len(index.shards[shard]))
-    sources = list(zip(rows["url"].to_pylist(), rows["offset"].to_pylist(), strict=True))
-    even = ceil(len(rows) / ceil(len(rows) / unit_clips))
+    first, clips = int(index.shards[shard][0]), len(index.shards[shard])
+    even = ceil(clips / ceil(clips / unit_clips))
+    sources = index.rows.slice(first, clips).select(["url", "offset"]).to_pylist() if even < clips else []
     starts = [0]
-    for place in range(1, len(rows)):
-        clips = place - starts[-1]
-        if clips == unit_clips or (clips >= even and sources[place] != sources[place - 1]):
+    for place in range(even, clips):
+        size = place - starts[-1]
+        if size == unit_clips or (size >= even and sources[place] != sources[place - 1]):
             starts.append(place)
-    first = int(index.shards[shard][0])
-    return [Unit(shard, place, first + place, end - place) for place, end in pairwise([*starts, len(rows)])]
+    return [Unit(shard, place, first + place, end - place) for place, end in pairwise([*starts, clips])]
 
 
 def encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out: Folder) -> Iterator[Committed]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from kinetok.infra.errors import ConfigError, ContractError
-from kinetok.infra.fit import FitConfig, accumulation, fit
+from kinetok.infra.errors import ContractError
+from kinetok.infra.fit import FitConfig, fit, fit_problems
 from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.llm.dit import DiTConfig
 from kinetok.llm.text import UNTRAINED, UNTRAINED_WIDTH
@@ -48,13 +48,7 @@ class Diffusion(Stage, FitConfig):
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
         """What would otherwise end the training when it starts, hours after the job did."""
-        try:
-            accumulation(self, resources)
-        except ConfigError as error:
-            yield f"global_batch: {error}"
-        if set(self.optimizers) != set(self.objective.players):
-            named, players = ", ".join(sorted(self.optimizers)) or "none", ", ".join(self.objective.players)
-            yield f"optimizers: they name {named}; the model trains {players}"
+        yield from fit_problems(self, resources, self.objective.players)
         latents, text = stages[self.latents], stages[self.text]
         assert isinstance(latents, Encode) and isinstance(text, Text)
         if latents.content != "tokens":

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ConfigError, ContractError
-from kinetok.infra.fit import SUMMARY, FitConfig, accumulation, fit
+from kinetok.infra.fit import SUMMARY, FitConfig, fit, fit_problems
 from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.stages.clips import Clips
@@ -45,13 +45,7 @@ class Train(Stage, FitConfig):
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
         """What would otherwise end the training when it starts, hours after the job did."""
-        try:
-            accumulation(self, resources)
-        except ConfigError as error:
-            yield f"global_batch: {error}"
-        if set(self.optimizers) != set(self.objective.players):
-            named, players = ", ".join(sorted(self.optimizers)) or "none", ", ".join(self.objective.players)
-            yield f"optimizers: they name {named}; the model trains {players}"
+        yield from fit_problems(self, resources, self.objective.players)
         yield from (f"objective.{problem}" for problem in self.objective.problems(self.steps))
         if resources.zero == 3 and self.objective.adversarial is not None:
             yield "objective.adversarial: its weight is found by a backward pass of its own, which ZeRO 3 does not survive; set zero: 2"
