@@ -1,7 +1,8 @@
 """Checkpoints of a training run: one folder with every player's DeepSpeed state, the averaged weights and `state.json`.
 
 Restoring on another number of workers converts DeepSpeed's shards to its universal format first; at ZeRO 0 nothing is sharded and
-nothing needs converting. Frozen modules are no players and so are never in here. Which checkpoint counts is said by Ray Train's own
+nothing needs converting. Frozen modules are no players and so are never in here; nor are the frozen parameters of a player that is alone
+(a base model under adapters), which it is built with. Which checkpoint counts is said by Ray Train's own
 snapshot, which it writes once all workers have reported: a folder on disk that the snapshot does not list was never committed.
 """
 
@@ -43,8 +44,10 @@ class Saved(Config):
 
 def save(folder: Path, saved: Saved, engines: Mapping[str, Engine], average: Average | None) -> None:
     """Write this rank's part into its own `folder`; the parts of all ranks together are the checkpoint. A collective."""
+    # Of several players all but one look frozen at any time: the loop keeps gradients out of them.
+    alone = len(engines) == 1
     for player, engine in engines.items():
-        engine.save_checkpoint(str(folder / player), tag=TAG, save_latest=False)
+        engine.save_checkpoint(str(folder / player), tag=TAG, save_latest=False, exclude_frozen_parameters=alone)
     first = distributed.get_rank() == 0
     if average is not None:
         full = {name: tensor.cpu().contiguous() for name, tensor in average.full() if first}
@@ -63,7 +66,8 @@ def restore(folder: Path, engines: Mapping[str, Engine], average: Average | None
     """Load what `save` wrote, or what `converted` made of it, into engines and average. A collective."""
     for player, engine in engines.items():
         decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
-        path, _ = engine.load_checkpoint(str(folder / player), tag=TAG)
+        whole = all(parameter.requires_grad for parameter in engine.module.parameters())
+        path, _ = engine.load_checkpoint(str(folder / player), tag=TAG, load_module_strict=whole)
         if path is None:
             raise TrainingError(f"{folder} holds no state of the player {player!r}: the model changed under a running job; use --force")
         _separate(engine.optimizer, decays)

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, StrictInt
+from pydantic import Field, SerializerFunctionWrapHandler, StrictInt, model_serializer
 
 from kinetok.infra import errors
 from kinetok.infra.config import Config
@@ -36,6 +36,8 @@ OUTCOMES = "_work/outcomes"
 ATTEMPTS = "_work/attempts"
 SUMMARY = "training.json"
 FOLLOW_SECONDS = 1.0
+LATER_FIELDS = ("eps", "floor")
+"""Of `PlayerConfig`: not written out at their defaults, so that keys of before they were there still hold."""
 
 
 class PlayerConfig(Config):
@@ -49,9 +51,19 @@ class PlayerConfig(Config):
     warmup: Annotated[StrictInt, Field(ge=0)] = 0
     """Steps of linear warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: half a cosine down to nearly zero at the last step, or the peak."""
+    """After the warm-up: half a cosine down to `floor` at the last step, or the peak."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the whole gradient; 0 leaves it alone."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """What the cosine ends at, as a part of the peak."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        written: dict[str, object] = dump(self)
+        fields = type(self).model_fields
+        return {name: value for name, value in written.items() if name not in LATER_FIELDS or value != fields[name].default}
 
 
 Steps = Annotated[StrictInt, Field(ge=1)]

@@ -15,7 +15,7 @@ from kinetok.infra.fit import PlayerConfig
 
 
 def lr_factor(step: int, steps: int, config: PlayerConfig) -> float:
-    """Learning rate of step `step` (1 ... steps) over the peak: step/warmup, then (1 + cos(pi * done)) / 2 or 1.
+    """Learning rate of step `step` (1 ... steps) over the peak: step/warmup, then (1 + cos(pi * done)) / 2, raised to end at `floor`, or 1.
 
     `done` is the part of the steps after the warm-up that lies behind `step`, so the first step after it still runs at the peak.
     """
@@ -24,7 +24,7 @@ def lr_factor(step: int, steps: int, config: PlayerConfig) -> float:
     if config.schedule == "constant":
         return 1.0
     done = (step - 1 - config.warmup) / (steps - config.warmup)
-    return (1 + math.cos(math.pi * done)) / 2
+    return config.floor + (1 - config.floor) * (1 + math.cos(math.pi * done)) / 2
 
 
 def adamw(module: nn.Module, config: PlayerConfig) -> torch.optim.AdamW:
@@ -34,7 +34,7 @@ def adamw(module: nn.Module, config: PlayerConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps)
 
 
 def ema_decay(step: int, decay: float) -> float:
@@ -68,34 +68,31 @@ def shard(full: Tensor, parameter: nn.Parameter) -> Tensor:
 
 
 class Average:
-    """EMA of every player's parameters: average <- d * average + (1 - d) * weights with d = `ema_decay(step)`.
+    """EMA of every player's trained parameters: average <- d * average + (1 - d) * weights with d = `ema_decay(step)`.
 
     Under ZeRO-3 each rank averages only its own shards.
     """
 
     def __init__(self, players: Mapping[str, nn.Module], decay: float) -> None:
-        self.players = players
+        self.parameters = {name: parameter for name, parameter in named(players) if parameter.requires_grad}
         self.decay = decay
-        self.pieces = {name: local(parameter).clone() for name, parameter in self._parameters()}
+        self.pieces = {name: local(parameter).clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights that step `step` (1, 2 ...) ended with."""
-        weights = [local(parameter) for _, parameter in self._parameters()]
+        weights = [local(parameter) for parameter in self.parameters.values()]
         torch._foreach_lerp_(list(self.pieces.values()), weights, 1 - ema_decay(step, self.decay))
 
     def full(self) -> Iterator[tuple[str, Tensor]]:
         """(`player.parameter`, averaged tensor) one by one; a collective under ZeRO-3."""
-        for name, parameter in self._parameters():
+        for name, parameter in self.parameters.items():
             yield name, whole(self.pieces[name], parameter)
 
     def load(self, full: Mapping[str, Tensor]) -> None:
         """Continue from tensors as `full` yields them."""
-        for name, parameter in self._parameters():
+        for name, parameter in self.parameters.items():
             self.pieces[name].copy_(shard(full[name].to(self.pieces[name].device), parameter))
-
-    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return named(self.players)
 
 
 def named(players: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:

@@ -59,6 +59,8 @@ class Resources(Config):
     """Arithmetic of the forward pass when encoding and evaluating."""
     zero: Annotated[StrictInt, Field(ge=0, le=3)] = 0
     """DeepSpeed ZeRO stage of training."""
+    recompute: bool = False
+    """Whether training a language model computes activations again on the way back instead of keeping them: less memory, same numbers."""
     max_failures: Annotated[StrictInt, Field(ge=0)] = 2
     """Restarts that a training run survives: workers that were lost, or could not reach the store."""
 

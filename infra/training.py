@@ -41,7 +41,8 @@ class Trainable(Protocol):
     """A model family's own part of training. Pure torch; knows nothing of workers, devices or files beyond `export`."""
 
     players: Mapping[str, nn.Module]
-    """One optimizer each, stepped in this order. `player(batch, step)` returns (scalar loss, named scalars to log).
+    """One optimizer each, stepped in this order. `player(batch, step)` returns (scalar loss, named scalars to log), `tokens` among them
+    where a sample has a number of tokens.
     What a player does not train must not be a sub-module of it."""
     frozen: Mapping[str, nn.Module]
     """Moved to the device, hashed before and after training, never optimised, never in a checkpoint (contract 4)."""
@@ -151,7 +152,9 @@ class Loop:
                 if not self._pauses(step):
                     continue
                 values = self.drain(step, stop)
-                values["train/samples_per_second"] = (step - before) * self.config.global_batch / (time.perf_counter() - since)
+                values["train/samples_per_second"] = rate = (step - before) * self.config.global_batch / (time.perf_counter() - since)
+                if "train/tokens" in values:
+                    values["train/tokens_per_second"] = values["train/tokens"] * rate
                 values |= self.evaluate() if self._evaluates(step) else {}
                 if log is not None:
                     log.write(step, values)

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kinetok.llm.divot.language import LoRAConfig, tune
+from kinetok.llm.divot.mask import PADDING
 from kinetok.llm.divot.model import DivotLM
 from kinetok.tokenizers.base import Batch, Config, weights_digest
 
@@ -48,10 +49,16 @@ class Player(nn.Module):
         self.model, self.objective = model, objective
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, a scalar, and its parts; `head_loss` is 0 in batches that write nothing, `writing` the part of the samples that do."""
+        """The loss, a scalar, its parts, and `tokens`, positions of a sample; `head_loss` is 0 in batches that write nothing, `writing`
+        the part of the samples that do."""
         losses = self.model(batch)
         text, head = losses.text(), losses.head()
-        figures = {"lm_loss": text, "head_loss": head, "writing": losses.written_BN.any(1).float().mean()}
+        figures = {
+            "lm_loss": text,
+            "head_loss": head,
+            "writing": losses.written_BN.any(1).float().mean(),
+            "tokens": (batch["codes_BL"] != PADDING).sum(1).float().mean(),
+        }
         return self.objective.text * text + self.objective.head * head, {name: value.detach() for name, value in figures.items()}
 
 

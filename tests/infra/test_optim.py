@@ -51,3 +51,18 @@ def test_biases_and_norms_are_not_decayed() -> None:
     module[1].weight.requires_grad_(False)
     groups = adamw(module, PlayerConfig(lr=1.0, weight_decay=0.1)).param_groups
     assert [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups] == [(0.1, [2]), (0.0, [1, 1])]
+
+
+def test_a_cosine_ends_at_its_floor() -> None:
+    config = PlayerConfig(lr=1.0, floor=0.05)
+    assert lr_factor(1, 100, config) == 1.0
+    assert lr_factor(100, 100, config) == pytest.approx(0.05, abs=1e-3)
+    assert lr_factor(51, 100, config) == pytest.approx(0.525)
+
+
+def test_fields_that_came_later_are_not_written_at_their_defaults() -> None:
+    """Or every key of before would change."""
+    assert not {"eps", "floor"} & PlayerConfig(lr=1.0).model_dump().keys()
+    changed = PlayerConfig(lr=1.0, eps=1e-6, floor=0.05)
+    assert changed.model_dump(mode="json") == PlayerConfig(lr=1.0).model_dump(mode="json") | {"eps": 1e-6, "floor": 0.05}
+    assert PlayerConfig.model_validate(changed.model_dump()) == changed

@@ -34,6 +34,9 @@ from kinetok.infra.training import Agreed, Batch, Loop, Work
 pytestmark = pytest.mark.usefixtures("process_group")
 
 
+BASE = 0.54321
+
+
 class Regressor(nn.Module):
     """Player: fits y = sum of the inputs, seen through a frozen rotation."""
 
@@ -69,6 +72,16 @@ class Toy:
 
     def export(self, folder: Path) -> None:
         save_file(self.players["model"].state_dict(), folder / "model.safetensors")
+
+
+class Adapted(Toy):
+    """Its player stands on a base of its own that is frozen, as a language model under adapters does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        base = nn.Linear(6, 6, bias=False).requires_grad_(False)
+        base.weight.data.copy_(torch.eye(6) * BASE)
+        self.players["model"].net.insert(0, base)
 
 
 class Critic(nn.Module):
@@ -318,6 +331,19 @@ def test_resume_on_another_worker_count(pair: Any, tmp_path: Path, zero: int) ->
     alone_run(tmp_path / "shrunk", resources={"zero": zero}, until=8)
     pair(tmp_path / "shrunk", Toy, CONFIG, {"zero": zero})
     assert_same(alone_run(tmp_path / "whole"), tmp_path / "shrunk", exactly=False)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_a_players_frozen_base_takes_no_checkpoint_space(pair: Any, tmp_path: Path, zero: int) -> None:
+    """Saved by two workers, continued by one and then by two: the base is there again, and was in no file."""
+    pair(tmp_path / "parts", Adapted, CONFIG, {"zero": zero}, 4)
+    pattern = (torch.eye(6) * BASE)[0].numpy().tobytes()
+    assert all(pattern not in path.read_bytes() for path in (tmp_path / "parts" / "checkpoints").rglob("*") if path.is_file())
+    alone_run(tmp_path / "parts", Adapted, resources={"zero": zero}, until=8)
+    pair(tmp_path / "parts", Adapted, CONFIG, {"zero": zero})
+    assert_same(alone_run(tmp_path / "whole", Adapted), tmp_path / "parts", exactly=False)
+    torch.testing.assert_close(weights(tmp_path / "parts")["net.0.weight"], torch.eye(6) * BASE, rtol=0, atol=0)
 
 
 @pytest.mark.ray
