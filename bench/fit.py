@@ -1,7 +1,7 @@
 """Step time of `fit` against a bare torch loop and bare DeepSpeed: same model, same batch, same threads.
 
 Samples come from memory, so that what is measured is the loop. A rate is that of the fastest group of steps: machines have other
-things to do, which only ever slow a group down.
+things to do, which only ever slow a group down. The three take turns, because a machine's speed drifts within a minute.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from kinetok.tokenizers.causal.autoencoder import CausalConfig
 from kinetok.tokenizers.causal.training import ReconstructionObjective, RungTrainable
 
 PLAYER = "autoencoder"
-BATCH, STEPS, GROUP = 2, 32, 4
+BATCH, STEPS, GROUP, TURNS = 2, 24, 4, 2
 THREADS = os.cpu_count() or 1
 OPTIMIZER = PlayerConfig(lr=1e-3)
 MODEL = CausalConfig(patch=2, channels=24, mult=(1, 2, 4), strides=((2, 2), (2, 2)), blocks=1, groups=8)
@@ -56,13 +56,10 @@ def build() -> RungTrainable:
 
 def lines(work: Path) -> list[Line]:
     """One line against each floor."""
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     torch.set_num_threads(THREADS)
-    floors = {"a bare torch loop": bare_torch(), "bare DeepSpeed": bare_deepspeed()}
-    ours = with_fit(Folder(str(work / "fit")))
-    ray.shutdown()
+    turns = [(bare_torch(), bare_deepspeed(), with_fit(Folder(str(work / f"fit{turn}")))) for turn in range(TURNS)]
+    torch_rate, deepspeed_rate, ours = (max(rates) for rates in zip(*turns, strict=True))
+    floors = {"a bare torch loop": torch_rate, "bare DeepSpeed": deepspeed_rate}
     return [Line(f"fit() (floor: {name})", ours, "steps/s", floor, ">= 0.95") for name, floor in floors.items()]
 
 
@@ -100,10 +97,14 @@ def bare_deepspeed() -> float:
 
 
 def with_fit(out: Folder) -> float:
-    """Steps per second of `fit` on one Ray Train worker that has all cores."""
+    """Steps per second of `fit` on one Ray Train worker that has all cores; the floors run without Ray's processes beside them."""
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     config = FitConfig(steps=STEPS, global_batch=BATCH, optimizers={PLAYER: OPTIMIZER}, log_every=GROUP, checkpoint_every=10**6)
     resources = Resources(batch_size=BATCH, cpus=THREADS)
     fit(build, Clips(), None, config, out=out, resources=resources, progress=lambda **_: None, stop=threading.Event())
+    ray.shutdown()
     rates = [float(line["train/samples_per_second"] or 0) for line in read_metrics(out)]
     return max(rates) / BATCH
 
