@@ -1,7 +1,7 @@
 """Drawn moving scenes with captions that are true by construction: a moving background, and one to three shapes that move on it.
 
 Everything follows from one integer per scene; shapes are drawn by signed distance, so that edges are antialiased and motion is
-smooth below a pixel. Encoded to H.264 and packed into tars like any other source. Also where the embedded real clips lie.
+smooth below a pixel. What was drawn is told twice: as a sentence, and as the facts it is made of (`Shape`), for questions and judges. Encoded to H.264 and packed into tars like any other source. Also where the embedded real clips lie.
 
 Legend: T frames, H W pixels, C colour; coordinates run from -1 to 1, `time_T11` from 0 to 1.
 """
@@ -39,6 +39,12 @@ COLOURS: tuple[Colour, ...] = (
 )
 
 
+SHAPES = ("disc", "square", "bar", "ring", "triangle")
+TURNS = ("square", "bar", "triangle")
+"""Shapes that may turn: of the others it would not be seen."""
+MOTIONS = ("moves from left to right", "moves from right to left", "falls", "rises", "circles", "bounces")
+
+
 class Canvas:
     """Coordinates of one clip."""
 
@@ -52,28 +58,44 @@ class Canvas:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What is true of one shape from the first frame to the last."""
+
+    colour: str
+    shape: str
+    motion: str
+    turning: bool
+
+    @property
+    def phrase(self) -> str:
+        """As captions say it."""
+        return f"{_a(f'turning {self.colour}' if self.turning else self.colour)} {self.shape} {self.motion}"
+
+
+@dataclass(frozen=True)
 class Scene:
-    """A drawn clip, uint8 (T, H, W, C), and the sentence that says what is in it."""
+    """A drawn clip, uint8 (T, H, W, C), the sentence that says what is in it, and the shapes that the sentence names."""
 
     pixels_THWC: NDArray[np.uint8]
     caption: str
+    shapes: tuple[Shape, ...]
 
 
-def draw_scene(seed: int, number: int, *, frames: int, size: int) -> Scene:
-    """Scene `number` of a data set."""
+def draw_scene(seed: int, number: int, *, frames: int, size: int, most: int = 3) -> Scene:
+    """Scene `number` of a data set of at most `most` shapes each. What is in it depends on all but `frames`."""
     rng = np.random.default_rng([seed, number])
     canvas = Canvas(frames, size)
     background = BACKGROUNDS[number % len(BACKGROUNDS)]
     colours = [COLOURS[i] for i in rng.permutation(len(COLOURS))]
     video_THWC, place = background(rng, canvas, colours[:2])
-    actors = []
+    shapes = []
     # No two shapes go the same way: one could hide the other in every frame.
-    for colour, path in zip(colours[2 : 2 + int(rng.integers(1, 4))], rng.permutation(PATHS), strict=False):
-        cover_THW, phrase = _actor(rng, canvas, colour[0], int(path))
+    for colour, way in zip(colours[2 : 2 + int(rng.integers(1, most + 1))], rng.permutation(len(MOTIONS)), strict=False):
+        cover_THW, shape = _actor(rng, canvas, colour[0], int(way))
         video_THWC += cover_THW[..., None] * (np.array(colour[1], np.float32) - video_THWC)
-        actors.append(phrase)
-    caption = actors[0] + f" {place}" + "".join(f" while {phrase}" if i == 0 else f" and {phrase}" for i, phrase in enumerate(actors[1:]))
-    return Scene((np.clip(video_THWC, 0, 1) * 255 + 0.5).astype(np.uint8), caption)
+        shapes.append(shape)
+    more = (f" {word} {shape.phrase}" for word, shape in zip(("while", "and", "and"), shapes[1:], strict=False))
+    return Scene((np.clip(video_THWC, 0, 1) * 255 + 0.5).astype(np.uint8), f"{shapes[0].phrase} {place}{''.join(more)}", tuple(shapes))
 
 
 def encode_mp4(pixels_THWC: NDArray[np.uint8], fps: int) -> bytes:
@@ -101,6 +123,12 @@ class SceneSet:
     frames: int
     size: int
     fps: int
+    most: int = 3
+    """Shapes of one scene."""
+
+    def scene(self, number: int, frames: int | None = None) -> Scene:
+        """One of them; with other `frames`, what is in it stays the same."""
+        return draw_scene(self.seed, number, frames=frames or self.frames, size=self.size, most=self.most)
 
 
 def write_scenes(drawn: SceneSet, out: Folder, *, shard_videos: int, progress: Callable[[int, int], None]) -> Packed:
@@ -108,7 +136,7 @@ def write_scenes(drawn: SceneSet, out: Folder, *, shard_videos: int, progress: C
 
     def videos() -> Iterator[PackVideo]:
         for number in range(drawn.count):
-            scene = draw_scene(drawn.seed, number, frames=drawn.frames, size=drawn.size)
+            scene = drawn.scene(number)
             yield PackVideo(f"{number:06d}", "mp4", encode_mp4(scene.pixels_THWC, drawn.fps), scene.caption, f"scene-{drawn.seed}-{number}")
             progress(number + 1, drawn.count)
 
@@ -180,14 +208,11 @@ def _landscape(rng: np.random.Generator, canvas: Canvas, colours: list[Colour]) 
 BACKGROUNDS = (_gradient, _clouds, _stripes, _landscape, _checkerboard)
 
 
-PATHS = 6
-
-
-def _actor(rng: np.random.Generator, canvas: Canvas, colour: str, way: int) -> tuple[Floats, str]:
-    """Coverage of one moving shape and its phrase."""
-    radius, shape = rng.uniform(0.2, 0.42), ("disc", "square", "bar", "ring", "triangle")[int(rng.integers(5))]
-    turns = shape in ("square", "bar", "triangle") and bool(rng.integers(2))
-    x_T, y_T, path = _path(rng, canvas, float(radius), way)
+def _actor(rng: np.random.Generator, canvas: Canvas, colour: str, way: int) -> tuple[Floats, Shape]:
+    """Coverage of one moving shape, and what it is; `way` is its place in `MOTIONS`."""
+    radius, shape = rng.uniform(0.2, 0.42), SHAPES[int(rng.integers(len(SHAPES)))]
+    turns = shape in TURNS and bool(rng.integers(2))
+    x_T, y_T = _path(rng, canvas, float(radius), way)
     angle_T = rng.uniform(0, np.pi) + (rng.choice([-1, 1]) * rng.uniform(1.5, 3.5) * canvas.time_T11 if turns else 0 * canvas.time_T11)
     dx, dy = canvas.x_1W - x_T, canvas.y_H1 - y_T
     if shape in ("disc", "ring"):
@@ -199,7 +224,7 @@ def _actor(rng: np.random.Generator, canvas: Canvas, colour: str, way: int) -> t
         cos, sin = np.cos(angle_T).astype(np.float32), np.sin(angle_T).astype(np.float32)
         distance = _polygon(shape, cos * dx + sin * dy, cos * dy - sin * dx, np.float32(radius))
     cover_THW = np.clip(0.5 - distance / np.float32(canvas.pixel), 0, 1).astype(np.float32)
-    return cover_THW, f"{_a(f'turning {colour}' if turns else colour)} {shape} {path}"
+    return cover_THW, Shape(colour, shape, MOTIONS[way], turns)
 
 
 def _a(words: str) -> str:
@@ -214,20 +239,19 @@ def _polygon(shape: str, u: Floats, v: Floats, radius: np.float32) -> Floats:
     return np.maximum(np.abs(u) - long, np.abs(v) - short)
 
 
-def _path(rng: np.random.Generator, canvas: Canvas, radius: float, kind: int) -> tuple[Floats, Floats, str]:
-    """Centre over time, and how it moves."""
+def _path(rng: np.random.Generator, canvas: Canvas, radius: float, way: int) -> tuple[Floats, Floats]:
+    """Centre over time."""
     time = canvas.time_T11
     rest, reach = rng.uniform(-0.6, 0.6), 1 + 0.3 * radius
-    if kind < 4:
-        moving = ((2 * time - 1) * reach * (1 if kind % 2 == 0 else -1)).astype(np.float32)
+    if way < 4:
+        moving = ((2 * time - 1) * reach * (1 if way % 2 == 0 else -1)).astype(np.float32)
         resting = np.full_like(time, rest)
-        words = ("moves from left to right", "moves from right to left", "falls", "rises")[kind]
-        return (moving, resting, words) if kind < 2 else (resting, moving, words)
+        return (moving, resting) if way < 2 else (resting, moving)
     phase, speed = rng.uniform(0, 6.3), rng.uniform(4, 7)
-    if kind == 4:
-        return (np.cos(phase + speed * time) * 0.55).astype(np.float32), (np.sin(phase + speed * time) * 0.55).astype(np.float32), "circles"
+    if way == 4:
+        return (np.cos(phase + speed * time) * 0.55).astype(np.float32), (np.sin(phase + speed * time) * 0.55).astype(np.float32)
     bounce = 0.7 - 1.3 * np.abs(np.sin(phase + speed * time))
-    return ((2 * time - 1) * 0.5).astype(np.float32), bounce.astype(np.float32), "bounces"
+    return ((2 * time - 1) * 0.5).astype(np.float32), bounce.astype(np.float32)
 
 
 def _square_wave(phase: Floats, width: float | Floats, canvas: Canvas) -> Floats:

@@ -1,13 +1,18 @@
 """`scenes`: a data set made on the spot: drawn moving scenes with true captions, and the small embedded set of real clips, as tars."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, StrictInt
 
 from kinetok.infra.artifact import Counts
+from kinetok.infra.fingerprint import Plain
 from kinetok.infra.stage import Stage, StageContext, StageResult
 
+if TYPE_CHECKING:
+    from kinetok.pipelines.data.scenes import SceneSet
+
 Count = Annotated[StrictInt, Field(ge=1)]
+MOST_SHAPES = 3
 
 
 class Scenes(Stage):
@@ -26,18 +31,31 @@ class Scenes(Stage):
     """Add the embedded real clips (freely licensed, see `pipelines/data/embedded`)."""
     shard_videos: Count = 16
     """Videos of one tar."""
+    most_shapes: Annotated[Count, Field(le=MOST_SHAPES)] = MOST_SHAPES
+    """Shapes of one scene, one to so many."""
+
+    @property
+    def drawn(self) -> "SceneSet":
+        """The drawn scenes."""
+        from kinetok.pipelines.data.scenes import SceneSet
+
+        frames = round(self.seconds * self.fps)
+        return SceneSet(count=self.count, seed=self.seed, frames=frames, size=self.size, fps=self.fps, most=self.most_shapes)
+
+    def literals(self) -> dict[str, Plain]:
+        """Without `most_shapes` at its default: keys of before it was there still hold."""
+        return {name: value for name, value in super().literals().items() if name != "most_shapes" or value != MOST_SHAPES}
 
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.data.pack import pack
-        from kinetok.pipelines.data.scenes import EMBEDDED, SceneSet, write_scenes
+        from kinetok.pipelines.data.scenes import EMBEDDED, write_scenes
 
         def progress(done: int, total: int) -> None:
             ctx.check()
             ctx.progress(done=done, total=total, unit="videos")
 
         shards = ctx.out / "shards"
-        drawn = SceneSet(count=self.count, seed=self.seed, frames=round(self.seconds * self.fps), size=self.size, fps=self.fps)
-        videos = write_scenes(drawn, shards, shard_videos=self.shard_videos, progress=progress).videos
+        videos = write_scenes(self.drawn, shards, shard_videos=self.shard_videos, progress=progress).videos
         if self.real:
             videos += pack(str(EMBEDDED.parent), str(shards), csv=str(EMBEDDED), shard_videos=self.shard_videos, prefix="real").videos
         return StageResult({"videos": float(videos)}, Counts(input=videos, written=videos))

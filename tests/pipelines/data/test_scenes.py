@@ -1,6 +1,7 @@
 """Scenes follow from their numbers, move, differ, and say what they show; the embedded clips are sound and licensed."""
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from kinetok.pipelines.data.recipe import CutRecipe
 from kinetok.pipelines.data.scenes import BACKGROUNDS, COLOURS, EMBEDDED, SceneSet, draw_scene, encode_mp4, write_scenes
 from kinetok.pipelines.data.tars import read_samples
 
+DIGEST = "7793345de46287c8"
 RECIPE = CutRecipe(fps=8, frames=17, height=64, width=64)
 
 
@@ -95,3 +97,23 @@ def test_embedded_clips_give_windows() -> None:
     for path in sorted((EMBEDDED.parent / "clips").iterdir())[::9]:
         rows = list(cut_video(path.read_bytes(), path.stem, RECIPE))
         assert any(row["decision"] == "kept" for row in rows)
+
+
+def test_facts_are_what_the_caption_says_however_long_the_scene() -> None:
+    for number in range(12):
+        scene, short = draw_scene(0, number, frames=12, size=32), draw_scene(0, number, frames=1, size=32)
+        assert scene.shapes == short.shapes and 1 <= len(scene.shapes) <= 3
+        assert all(shape.phrase in scene.caption for shape in scene.shapes)
+        assert len({shape.colour for shape in scene.shapes}) == len({shape.motion for shape in scene.shapes}) == len(scene.shapes)
+
+
+def test_a_data_set_may_have_scenes_of_one_shape() -> None:
+    drawn = SceneSet(count=8, seed=0, frames=4, size=32, fps=8, most=1)
+    assert [len(drawn.scene(number).shapes) for number in range(8)] == [1] * 8
+    assert " while " not in drawn.scene(0).caption
+
+
+def test_what_is_drawn_never_changes() -> None:
+    """If this fails, cached scenes no longer are what the code draws: bump the version of the stage with it."""
+    captions = "".join(draw_scene(0, number, frames=1, size=32).caption for number in range(10))
+    assert hashlib.sha256(captions.encode()).hexdigest().startswith(DIGEST)

@@ -11,6 +11,8 @@ from kinetok.pipelines.data.sources import list_source
 from kinetok.pipelines.data.tars import read_samples
 from kinetok.pipelines.stages.scenes import Scenes
 
+KEY = "f967246546137b9b"
+
 
 def test_drawn_and_real(tmp_path: Path) -> None:
     told = []
@@ -38,3 +40,7 @@ def test_same_fields_same_digest(tmp_path: Path) -> None:
 def test_impossible_fields_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         Scenes.model_validate(fields)
+
+
+def test_a_field_that_came_later_leaves_old_keys_alone() -> None:
+    assert Scenes().key({}) == KEY != Scenes(most_shapes=1).key({})
