@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from kinetok.infra.storage import Folder
 
 if TYPE_CHECKING:
     from kinetok.llm.dit import VideoDiT
+    from kinetok.llm.divot.model import DivotLM
     from kinetok.tokenizers.base import LowerStage, Tokenizer
 
 CONFIG = "config.json"
@@ -61,7 +63,7 @@ def model_folder(artifact: Artifact) -> Folder:
 
 def open_model(folder: Folder) -> "Tokenizer":
     """The tokenizer saved in `folder`, in eval mode; copied from an object store to a temporary folder first."""
-    with _on_disk(folder) as local:
+    with on_disk(folder) as local:
         return _open_local(local)
 
 
@@ -69,8 +71,16 @@ def open_generator(artifact: Artifact) -> "VideoDiT":
     """The diffusion transformer of a `diffusion` artifact, in eval mode on the CPU."""
     from kinetok.llm.dit import VideoDiT
 
-    with _on_disk(artifact.folder / MODEL) as local:
+    with on_disk(artifact.folder / MODEL) as local:
         return VideoDiT.from_pretrained(local)
+
+
+def open_language(artifact: Artifact) -> "DivotLM":
+    """The Divot-LLM of a `language` artifact, in eval mode on the CPU."""
+    from kinetok.llm.divot.model import DivotLM
+
+    with on_disk(artifact.folder / MODEL) as local:
+        return DivotLM.from_pretrained(local)
 
 
 def growable(model: "Tokenizer") -> "LowerStage":
@@ -84,13 +94,13 @@ def growable(model: "Tokenizer") -> "LowerStage":
 
 
 @contextmanager
-def _on_disk(folder: Folder) -> Iterator[Path]:
-    """`folder` on a local disk; copied there for the block where it is on an object store."""
+def on_disk(folder: Folder, *, skip: tuple[str, ...] = ()) -> Iterator[Path]:
+    """`folder` on a local disk; copied there for the block, but for names that match `skip`, where it is on an object store."""
     if folder.is_local:
         yield folder.local
         return
     with tempfile.TemporaryDirectory(prefix="kinetok-") as copy:
-        for name in folder.files():
+        for name in (name for name in folder.files() if not any(fnmatch(name, pattern) for pattern in skip)):
             target = Path(copy, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(folder.read_bytes(name))

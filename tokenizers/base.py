@@ -7,6 +7,7 @@ Pixels are float in [-1, 1]. Pure torch: no Ray, no files beyond `save_pretraine
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
@@ -270,8 +271,13 @@ def check_video(video_BCTHW: Tensor, spatial: int) -> None:
 
 def weights_digest(module: nn.Module) -> str:
     """sha256 over names, shapes, types and bytes of the state dict, independent of device and insertion order."""
+    return tensors_digest(module.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """`weights_digest` of tensors by name."""
     state = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()

@@ -71,12 +71,16 @@ class LoRAConfig(Config):
     """Modules that are trained whole."""
 
 
+def read_vocabulary(config: LanguageConfig) -> Vocabulary:
+    """The vocabulary of a model, without the model."""
+    return Vocabulary.from_pretrained(config.path) if isinstance(config, PretrainedLanguage) else Vocabulary.of_bytes()
+
+
 def build_language(config: LanguageConfig) -> "tuple[PreTrainedModel, Vocabulary]":
     """The model, with rows for the visual tokens, and its vocabulary."""
+    vocabulary = read_vocabulary(config)
     if isinstance(config, PretrainedLanguage):
-        vocabulary = Vocabulary.from_pretrained(config.path)
         return _pretrained(config.path, rows=len(vocabulary)), vocabulary
-    vocabulary = Vocabulary.of_bytes()
     return _untrained(config, vocabulary), vocabulary
 
 

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from kinetok.llm.divot.language import LoRAConfig, tune
 from kinetok.llm.divot.mask import PADDING
 from kinetok.llm.divot.model import DivotLM
-from kinetok.tokenizers.base import Batch, Config, weights_digest
+from kinetok.tokenizers.base import Batch, Config, tensors_digest, weights_digest
 
 PLAYER = "divot_lm"
+BASE = "base"
+"""Name of what adapters leave frozen."""
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -62,11 +64,26 @@ class Player(nn.Module):
         return self.objective.text * text + self.objective.head * head, {name: value.detach() for name, value in figures.items()}
 
 
+class FrozenPart(nn.Module):
+    """Stands for the weights that a model's own training leaves alone, so that they are watched like any frozen module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # A tuple, or the model would be a sub-module: the weights belong to the player.
+        self.source = (model,)
+
+    def digest(self) -> str:
+        """Digest of the parameters without gradient."""
+        return tensors_digest({name: weight for name, weight in self.source[0].named_parameters() if not weight.requires_grad})
+
+
 class DivotLMTrainable:
     """A Divot-LLM as the training loop takes it."""
 
-    def __init__(self, model: DivotLM, objective: DivotLMObjective, *, checkpointing: bool = False) -> None:
-        """`checkpointing` computes each layer twice instead of keeping what is inside it: less memory, the same numbers."""
+    def __init__(self, model: DivotLM, objective: DivotLMObjective, *, checkpointing: bool = False, watched: bool = True) -> None:
+        """`checkpointing` computes each layer twice instead of keeping what is inside it: less memory, the same numbers. Under ZeRO-3,
+        whose ranks hold pieces of a weight, what is frozen cannot be `watched`.
+        """
         self.model = model
         tune(model.llm, objective.lora)
         if objective.frozen is not None:
@@ -74,7 +91,8 @@ class DivotLMTrainable:
         if checkpointing:
             model.llm.activation_checkpointing_enable({"use_reentrant": False})
         self.players: Mapping[str, nn.Module] = {PLAYER: Player(model, objective)}
-        self.frozen: Mapping[str, nn.Module] = {}
+        frozen = any(not weight.requires_grad for weight in model.parameters())
+        self.frozen: Mapping[str, nn.Module] = {BASE: FrozenPart(model)} if frozen and watched else {}
 
     def active(self, player: str, step: int) -> bool:
         """The one player always takes part."""
@@ -97,8 +115,8 @@ class DivotLMTrainable:
         }
 
     def digest(self, module: nn.Module) -> str:
-        """Digest of a module's weights; nothing here is frozen as a whole."""
-        return weights_digest(module)
+        """Digest of a module's weights, of a `FrozenPart` those that it stands for."""
+        return module.digest() if isinstance(module, FrozenPart) else weights_digest(module)
 
     def export(self, folder: Path) -> None:
         """Save the model, its adapters merged."""

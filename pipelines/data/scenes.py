@@ -1,7 +1,8 @@
 """Drawn moving scenes with captions that are true by construction: a moving background, and one to three shapes that move on it.
 
 Everything follows from one integer per scene; shapes are drawn by signed distance, so that edges are antialiased and motion is
-smooth below a pixel. What was drawn is told twice: as a sentence, and as the facts it is made of (`Shape`), for questions and judges. Encoded to H.264 and packed into tars like any other source. Also where the embedded real clips lie.
+smooth below a pixel. What was drawn is told twice: as a sentence, and as the facts it is made of (`Shape`), for questions and judges.
+Encoded to H.264 and packed into tars like any other source. Also where the embedded real clips lie.
 
 Legend: T frames, H W pixels, C colour; coordinates run from -1 to 1, `time_T11` from 0 to 1.
 """

@@ -12,6 +12,7 @@ Legend: Z latent channels, t h w latent positions.
 import hashlib
 import io
 import json
+import tarfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -269,6 +270,17 @@ class Shards:
         except SafetensorError as error:
             raise DataError(f"{self.folder.path(shard_name(shard))}: sample {row} cannot be read ({error}); run `verify` on it") from error
         return tensors
+
+    def about(self, row: int) -> dict[str, Plain]:
+        """What the json member beside a sample's tensors says: id, caption, split ... ; raises DataError naming a damaged shard."""
+        shard, offset, size = (int(self._places[name][row]) for name in ("shard", "offset", "bytes"))
+        header = offset + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        try:
+            member = tarfile.TarInfo.frombuf(self._bytes(shard, header, tarfile.BLOCKSIZE), "utf-8", "strict")
+            found: dict[str, Plain] = json.loads(self._bytes(shard, header + tarfile.BLOCKSIZE, member.size))
+        except (tarfile.TarError, ValueError) as error:
+            raise DataError(f"{self.folder.path(shard_name(shard))}: sample {row} says nothing ({error}); run `verify` on it") from error
+        return found
 
     def _bytes(self, shard: int, offset: int, size: int) -> bytes:
         name = shard_name(shard)

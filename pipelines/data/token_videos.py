@@ -1,0 +1,110 @@
+"""`TokenVideos`: the videos of one split of an `encode` artifact, each with its clips in order of time, for models that read tokens.
+
+The id of a clip is the name of its video and the time it begins at, so which clips belong together is read from the index alone.
+A sample of shards may hold several windows of tokens (a clip longer than the tokenizer's window): each window is one clip to a
+language model. Not covered: what is made of the clips (`language_feed.py`).
+
+Legend: U videos, R rows, C clips, N tokens of a clip, D token width.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kinetok.infra.artifact import Artifact
+from kinetok.infra.errors import ContractError
+from kinetok.llm.divot.vocabulary import Media
+from kinetok.pipelines.data.positions import Split
+from kinetok.pipelines.data.token_shards import TOKENS, TokenShards
+from kinetok.tokenizers.base import TokenSpec
+
+
+@dataclass(frozen=True)
+class TokenVideos:
+    """Videos of one split."""
+
+    shards: TokenShards
+    row_R: NDArray[np.int64]
+    """Rows of the split in `shards`, the clips of a video one after the other."""
+    first_U: NDArray[np.int64]
+    """Place in `row_R` of the first clip of each video."""
+    clip_tokens: int
+
+    @classmethod
+    def open(cls, artifact: Artifact, split: Split, *, clip_tokens: int) -> "TokenVideos":
+        """Read the index, no samples. ContractError where the artifact holds no continuous tokens in sequence."""
+        shards = TokenShards.open(artifact)
+        require_sequence(artifact.name, shards.spec)
+        row_R = np.flatnonzero(pc.equal(shards.rows["split"], split).to_numpy(zero_copy_only=False))
+        names = video_names(shards.rows["id"].take(pa.array(row_R)))
+        starts = np.flatnonzero(names[1:] != names[:-1]) + 1 if len(names) else np.zeros(0, np.int64)
+        return cls(shards, row_R, np.concatenate([[0], starts])[: len(row_R)].astype(np.int64), clip_tokens)
+
+    def __len__(self) -> int:
+        return len(self.first_U)
+
+    @property
+    def media(self) -> Media:
+        """A clip of one frame, which the tokenizer repeats, is a picture."""
+        recipe = self.shards.spec.recipe
+        return "image" if recipe is not None and recipe.frames == 1 else "video"
+
+    @cached_property
+    def names(self) -> NDArray[np.object_]:
+        """Of every video."""
+        return video_names(self.shards.rows["id"].take(pa.array(self.row_R[self.first_U])))
+
+    def rows(self, video: int) -> NDArray[np.int64]:
+        """Rows of a video's clips in the shards."""
+        end = self.first_U[video + 1] if video + 1 < len(self) else len(self.row_R)
+        return self.row_R[self.first_U[video] : end]
+
+    def by_shard(self, videos: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """`videos` in groups of the shard that their first clip is in; none where there are no videos."""
+        shard = self.shards.rows["shard"].to_numpy()[self.row_R[self.first_U[videos]]]
+        return [group for group in np.split(videos, np.flatnonzero(np.diff(shard)) + 1) if len(group)]
+
+    def caption(self, video: int) -> str:
+        """That of a video's first clip, empty where there is none."""
+        return str(self.shards.about(int(self.rows(video)[0]))["caption"] or "")
+
+    def clips(self, video: int, most: int, draw: float) -> Tensor:
+        """At most `most` clips (C, N, D): where there are more, one of each of `most` equal parts, at `draw` in [0, 1) of its length."""
+        rows = self.rows(video)
+        if len(rows) > most:
+            rows = rows[((np.arange(most) + draw) * len(rows) / most).astype(int)]
+        windows_CND = torch.cat([self.windows(int(row)) for row in rows[:most]])
+        if len(windows_CND) > most:
+            windows_CND = windows_CND[((torch.arange(most) + draw) * len(windows_CND) / most).long()]
+        return windows_CND
+
+    def windows(self, row: int) -> Tensor:
+        """Every window of one sample, (C, N, D) float32; ContractError where they are no whole clips."""
+        token_ND = self.shards.read(row)[TOKENS].float()
+        if len(token_ND) % self.clip_tokens:
+            raise ContractError(
+                f"{self.shards.folder} has samples of {len(token_ND)} tokens, no whole clips of {self.clip_tokens}: set clip_tokens of "
+                "the model to what the tokenizer makes of a window"
+            )
+        return torch.unflatten(token_ND, 0, (-1, self.clip_tokens))
+
+
+def video_names(ids: pa.ChunkedArray) -> NDArray[np.object_]:
+    """The video that each clip of these ids is of: what stands before the last slash."""
+    names = pc.replace_substring_regex(ids, r"/[^/]*$", "")
+    return np.asarray(names.to_pylist(), dtype=object)
+
+
+def require_sequence(name: str, spec: TokenSpec) -> None:
+    """Refuse what a language model of continuous tokens cannot read."""
+    if spec.content != "tokens" or spec.layout != "sequence" or spec.vocabulary is not None:
+        kind = "discrete" if spec.vocabulary else "continuous"
+        raise ContractError(
+            f"{name} holds {spec.content}, {kind}, as a {spec.layout}: a language model reads continuous tokens in sequence"
+        )

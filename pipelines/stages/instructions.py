@@ -1,0 +1,69 @@
+"""`instructions`: questions about videos with their answers, and stories, for a language model to learn and to be scored on.
+
+They come from a file of the user's, or from the facts of drawn scenes, whose answers are exact. Not covered: the forms of lines
+(`data/instructions.py`).
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
+
+from kinetok.infra.artifact import Counts
+from kinetok.infra.config import Config
+from kinetok.infra.errors import DataError
+from kinetok.infra.fingerprint import Plain
+from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
+from kinetok.infra.storage import Folder
+
+
+class Instructions(Stage):
+    """`questions.jsonl`, `stories.jsonl`, and of drawn scenes `facts.jsonl`."""
+
+    kind: Literal["instructions"] = "instructions"
+    version: ClassVar[int] = 1
+    scenes: Annotated[Ref, Produces("scenes")] | None = None
+    """Drawn scenes to ask about."""
+    source: str | None = None
+    """A `.jsonl` of the user's, by path or s3:// address."""
+
+    def literals(self) -> dict[str, Plain]:
+        """Nothing: the same lines elsewhere are the same."""
+        return {}
+
+    def facts(self) -> Mapping[str, Plain]:
+        """Digest of the user's file. Raises DataError where it is not there."""
+        return {} if self.source is None else {"source": hashlib.sha256(self._read()).hexdigest()}
+
+    def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
+        """Neither or both of the two origins."""
+        if (self.scenes is None) == (self.source is None):
+            yield "scenes: name either scenes or a source, the one that the questions are from"
+
+    def run(self, ctx: StageContext) -> StageResult:
+        from kinetok.pipelines.data.instructions import FACTS, QUESTIONS, STORIES, of_scenes, parse
+        from kinetok.pipelines.stages.scenes import Scenes
+
+        drawn = ctx.optional("scenes")
+        if drawn is not None:
+            scenes = Scenes.model_validate(drawn.record.config)
+            found = list(of_scenes(scenes.drawn, shard_videos=scenes.shard_videos))
+            questions, stories = [asked for asked, _ in found], []
+            _write(ctx, FACTS, [facts for _, facts in found])
+        else:
+            questions, stories = parse(self._read().decode(), str(self.source))
+        _write(ctx, QUESTIONS, questions)
+        _write(ctx, STORIES, stories)
+        lines = len(questions) + len(stories)
+        asked = sum(len(line.questions) for line in questions)
+        return StageResult({"questions": float(asked), "stories": float(len(stories))}, Counts(input=lines, written=lines))
+
+    def _read(self) -> bytes:
+        folder, _, name = str(self.source).rpartition("/")
+        try:
+            return Folder(folder or ".").read_bytes(name)
+        except FileNotFoundError as error:
+            raise DataError(f"source: there is no {self.source}") from error
+
+
+def _write(ctx: StageContext, name: str, lines: Sequence[Config]) -> None:
+    ctx.out.write_text(name, "".join(f"{line.model_dump_json()}\n" for line in lines))

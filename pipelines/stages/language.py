@@ -1,0 +1,151 @@
+"""`language`: fit a Divot-LLM on cached tokens and text: pre-training, or where it starts from another one, instruction tuning.
+
+What is learned is a mixture of tasks over one or several encodings of clips; no pixel is decoded. `language.json` says whose tokens the
+model reads and writes. Not covered: the loop (`kinetok.infra.training`), the model and its losses (`kinetok.llm.divot`), the samples
+(`data/language_tasks.py`).
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, StrictInt
+
+from kinetok.infra.artifact import Artifact
+from kinetok.infra.errors import ContractError
+from kinetok.infra.fit import FitConfig, fit, fit_problems
+from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
+from kinetok.llm.divot.model import DivotLMConfig
+from kinetok.llm.divot.training import DivotLMObjective
+from kinetok.pipelines.data.language_tasks import Answering, AnyTask, Captioning, Generation
+
+if TYPE_CHECKING:
+    from kinetok.infra.training import Trainable
+    from kinetok.llm.divot.vocabulary import Vocabulary
+    from kinetok.tokenizers.base import TokenSpec
+
+
+class Language(Stage, FitConfig):
+    """A trained Divot-LLM in `model/`, `language.json`, its metrics in `metrics/`, and `training.json`."""
+
+    kind: Literal["language"] = "language"
+    version: ClassVar[int] = 1
+    uses_ray: ClassVar[bool] = True
+    scales_with: ClassVar[tuple[str, ...]] = ("steps", "global_batch")
+    tokens: Annotated[tuple[Ref, ...], Produces("encode"), Field(min_length=1)]
+    """Tokens of one tokenizer, which tasks name by place. Their `val` split is what is evaluated, nothing where it is empty."""
+    start: Annotated[Ref, Produces("language")] | None = None
+    """A trained model to go on from."""
+    instructions: Annotated[Ref, Produces("instructions")] | None = None
+    """Questions and stories, for the tasks that want them."""
+    model: DivotLMConfig | None = None
+    """Of a fresh model; None where there is a `start`."""
+    objective: DivotLMObjective = Field(default_factory=DivotLMObjective)
+    tasks: Annotated[tuple[AnyTask, ...], Field(min_length=1)]
+    group: Annotated[StrictInt, Field(ge=1)] | None = None
+    """Samples in a row of one task and about one length; None takes a whole step."""
+
+    def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
+        """What would otherwise end the training when it starts, hours after the job did."""
+        yield from fit_problems(self, resources, self.objective.players)
+        if (self.model is None) == (self.start is None):
+            yield "model: give the numbers of a fresh model, or a start to go on from, one of the two"
+        group = self.group or self.global_batch
+        if self.global_batch % group or group % resources.batch_size:
+            yield f"group: {group} must divide global_batch {self.global_batch} and be a multiple of batch_size {resources.batch_size}"
+        for number, task in enumerate(self.tasks):
+            if task.source >= len(self.tokens):
+                yield f"tasks.{number}.source: is {task.source}; tokens names {len(self.tokens)} encodings, the first of which is 0"
+            if isinstance(task, Answering) and self.instructions is None:
+                yield f"tasks.{number}: answering learns from the questions that `instructions` names"
+        for name in self.tokens:
+            if getattr(stages[name], "content", "tokens") != "tokens":
+                yield f"tokens: {name} does not hold tokens; name an encoding with content: tokens"
+
+    def run(self, ctx: StageContext) -> StageResult:
+        """Train, or continue where an earlier attempt was killed."""
+        from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageFeed, LanguageSpec
+        from kinetok.pipelines.data.latent_feed import splits
+
+        start, tokens = ctx.optional("start"), ctx.several("tokens")
+        config = self.model or model_config(start)
+        feed = partial(
+            LanguageFeed,
+            tokens,
+            ctx.optional("instructions"),
+            self.tasks,
+            open_vocabulary=partial(open_vocabulary, self.model, start),
+            clip_tokens=config.clip_tokens,
+            group=self.group or self.global_batch,
+            seed=self.seed,
+            loaders=ctx.resources.loaders,
+        )
+        train = feed(split="train")
+        require_fit(config, train.spec, start)
+        spec = LanguageSpec(tokens=train.spec, instructed=self.instructed)
+        ctx.out.write_text(LANGUAGE_FILE, spec.model_dump_json(indent=1))
+        metrics = fit(
+            partial(build_trainable, self.model, start, self.objective, ctx.resources),
+            train,
+            feed(split="val") if any("val" in splits(artifact) for artifact in tokens) else None,
+            FitConfig.model_validate(self.model_dump(include=set(FitConfig.model_fields))),
+            out=ctx.out,
+            resources=ctx.resources,
+            progress=ctx.progress,
+            stop=ctx.stop,
+        )
+        return StageResult(metrics)
+
+    @property
+    def instructed(self) -> bool:
+        """Whether any task asks in the form of an instruction."""
+        return any(isinstance(task, Answering) or (isinstance(task, Captioning | Generation) and task.instructed) for task in self.tasks)
+
+
+def model_config(start: Artifact | None) -> DivotLMConfig:
+    """That of a trained model."""
+    from kinetok.tokenizers.base import CONFIG_FILE
+
+    assert start is not None, "problems() asks for a model or a start"
+    return DivotLMConfig.model_validate_json((start.folder / "model").read_bytes(CONFIG_FILE))
+
+
+def require_fit(config: DivotLMConfig, spec: "TokenSpec", start: Artifact | None) -> None:
+    """Raise ContractError where a model of these numbers cannot take the tokens, or its `start` learned another tokenizer's."""
+    from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec, require_same_tokenizer
+
+    if config.token_width != spec.channels:
+        raise ContractError(
+            f"the model reads tokens of {config.token_width} numbers, the data have {spec.channels}: set token_width of the model"
+        )
+    if start is not None:
+        known = LanguageSpec.model_validate_json(start.folder.read_bytes(LANGUAGE_FILE))
+        require_same_tokenizer("`tokens`", spec, known.tokens)
+
+
+def open_vocabulary(model: DivotLMConfig | None, start: Artifact | None) -> "Vocabulary":
+    """The vocabulary of the model to train, without its weights."""
+    from kinetok.llm.divot.language import read_vocabulary
+    from kinetok.llm.divot.model import LANGUAGE
+    from kinetok.llm.divot.vocabulary import Vocabulary
+    from kinetok.pipelines.models import on_disk
+
+    if model is not None:
+        return read_vocabulary(model.language)
+    assert start is not None, "problems() asks for a model or a start"
+    with on_disk(start.folder / "model" / LANGUAGE, skip=("*.safetensors",)) as folder:
+        return Vocabulary.from_pretrained(folder)
+
+
+def build_trainable(model: DivotLMConfig | None, start: Artifact | None, objective: DivotLMObjective, resources: Resources) -> "Trainable":
+    """A fresh model, or the one to go on from, as the training loop takes it; called in every worker."""
+    from kinetok.llm.divot.model import DivotLM
+    from kinetok.llm.divot.training import DivotLMTrainable
+    from kinetok.pipelines.models import open_language
+
+    if start is not None:
+        made = open_language(start)
+    else:
+        assert model is not None, "problems() asks for a model or a start"
+        made = DivotLM.build(model)
+    return DivotLMTrainable(made, objective, checkpointing=resources.recompute, watched=resources.zero < 3)

@@ -1,0 +1,143 @@
+"""The feed of language models: the same samples whatever the workers, groups of one task and one length, contracts kept."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.pipelines.data.token_artifacts import SPEC, TOKENS, caption, clip_tokens, make_instructions, make_tokens
+
+from kinetok.infra.errors import ContractError, DataError
+from kinetok.llm.divot.vocabulary import Vocabulary
+from kinetok.pipelines.data.instructions import Story
+from kinetok.pipelines.data.language_feed import LanguageFeed
+from kinetok.pipelines.data.language_tasks import WINDOW_GROUPS, Answering, Captioning, Generation, Storytelling
+
+CAPTIONING, GENERATION = Captioning(), Generation(weight=3.0)
+
+
+def feed(*tokens: Any, **changes: Any) -> LanguageFeed:
+    fields: dict[str, Any] = {
+        "instructions": None,
+        "tasks": (CAPTIONING, GENERATION),
+        "split": "train",
+        "open_vocabulary": Vocabulary.of_bytes,
+        "clip_tokens": TOKENS,
+        "group": 4,
+        "seed": 0,
+    }
+    return LanguageFeed(tokens, **fields | changes)
+
+
+def text(made: LanguageFeed, position: int) -> str:
+    return made.open_vocabulary().decode(made.sample(position).ids_L)
+
+
+def test_every_worker_count_sees_the_same_samples(tmp_path: Path) -> None:
+    made = feed(make_tokens(tmp_path, 24))
+    expected = [made.sample(position) for position in range(8, 24)]
+    for world in (1, 2, 4):
+        ranks = [made.batches(start=8, batch=4 // world, rank=rank, world=world) for rank in range(world)]
+        seeds, ids = [], []
+        for _ in range(4):
+            for batch in map(next, ranks):
+                seeds += batch["seed_B"].tolist()
+                ids += [row[codes != 0].tolist() for row, codes in zip(batch["ids_BL"], batch["codes_BL"], strict=True)]
+        assert ids == [sample.ids_L for sample in expected]
+        assert len(set(seeds)) == 16
+
+
+def test_a_micro_batch_is_of_one_task_and_shares_follow_weights(tmp_path: Path) -> None:
+    made = feed(make_tokens(tmp_path, 24))
+    stream = made.batches(start=0, batch=2, rank=0, world=1)
+    kinds = [tuple(sorted({"read_BND", "written_BND"} & next(stream).keys())) for _ in range(400)]
+    assert kinds[::2] == kinds[1::2]
+    assert Counter(kinds) == {("read_BND",): 100, ("written_BND",): 300}
+
+
+def test_groups_have_about_one_length_and_an_epoch_has_every_video_once(tmp_path: Path) -> None:
+    """An epoch is exactly one window of groups here."""
+    videos = 4 * WINDOW_GROUPS
+    made = feed(make_tokens(tmp_path, videos), tasks=(CAPTIONING,))
+    lengths = np.array([len(made.sample(position)) for position in range(videos)]).reshape(-1, 4)
+    assert sorted({text(made, position) for position in range(videos)}) == sorted(map(caption, range(videos)))
+    assert np.ptp(lengths, axis=1).mean() < 4 < np.ptp(lengths)
+    assert (np.diff(lengths.mean(1)) < 0).any(), "groups are shuffled, not sorted"
+    shuffled = feed(make_tokens(tmp_path / "again", videos), tasks=(CAPTIONING,), seed=1)
+    assert [text(shuffled, position) for position in range(8)] != [text(made, position) for position in range(8)]
+
+
+def test_clips_of_a_video_stand_together_in_order_of_time(tmp_path: Path) -> None:
+    made = feed(make_tokens(tmp_path, 4, clips=3), tasks=(Captioning(clips=3),), group=2)
+    for position in range(4):
+        video = int(text(made, position).split()[1])
+        expected = torch.stack([clip_tokens(video, clip) for clip in range(3)])
+        torch.testing.assert_close(made.sample(position).read_CND, expected)
+
+
+def test_more_clips_than_are_wanted_are_chosen_evenly(tmp_path: Path) -> None:
+    made = feed(make_tokens(tmp_path, 4, clips=10), tasks=(Captioning(clips=2),), group=2)
+    drawn = {tuple((made.sample(position).read_CND[:, 0, 0] // 10 % 10).int().tolist()) for position in range(40)}
+    assert all(early < 5 <= late for early, late in drawn) and len(drawn) > 2
+
+
+def test_windows_of_one_sample_are_clips(tmp_path: Path) -> None:
+    made = feed(make_tokens(tmp_path, 4, windows=3), tasks=(CAPTIONING, GENERATION), group=2)
+    samples = [made.sample(position) for position in range(100)]
+    assert {len(sample.read_CND) for sample in samples} == {0, 3} and {len(sample.written_CND) for sample in samples} == {0, 1}
+
+
+def test_pictures_are_clips_of_one_frame(tmp_path: Path) -> None:
+    assert SPEC.recipe is not None
+    still = SPEC.model_copy(update={"recipe": SPEC.recipe.model_copy(update={"frames": 1})})
+    videos, pictures = make_tokens(tmp_path / "a", 4), make_tokens(tmp_path / "b", 4, spec=still)
+    made = feed(videos, pictures, tasks=(CAPTIONING, Captioning(source=1)), group=2)
+    vocabulary = Vocabulary.of_bytes()
+    opened = Counter(made.sample(2 * group).ids_L[1] for group in range(100))
+    assert opened == {vocabulary.begin_video: 50, vocabulary.begin_image: 50}
+
+
+def test_answers_are_learned_of_the_videos_that_are_asked_about(tmp_path: Path) -> None:
+    tokens, instructions = make_tokens(tmp_path / "t", 8, val=(1, 2)), make_instructions(tmp_path / "i", [0, 2, 4, 99])
+    made = feed(tokens, instructions=instructions, tasks=(Answering(turns=1),), group=1)
+    seen = {text(made, position) for position in range(60)}
+    assert seen == {f"[INST] {q} [/INST]\n{a}" for video in (0, 4) for q, a in (("Which?", str(video)), ("Odd?", "no"))}
+    both = feed(tokens, instructions=instructions, tasks=(Answering(),), group=1, split="val")
+    assert {text(both, position).count("[INST]") for position in range(9)} == {2} and len(both) == 1
+
+
+def test_stories_are_those_somebody_wrote_or_captions_in_a_row(tmp_path: Path) -> None:
+    tokens = make_tokens(tmp_path / "t", 9)
+    story = Story(request="Tell me.", clips=("v/0003", "v/0001"), texts=("First.", "Then."))
+    gone = Story(request="Not here.", clips=("v/0077",), texts=("Never.",))
+    written = make_instructions(tmp_path / "i", [0], [story, gone])
+    written.record.metrics["stories"] = 2.0
+    made = feed(tokens, instructions=written, tasks=(Storytelling(),), group=1)
+    assert len(made) == 1 and text(made, 5).split("\n") == ["[INST] Tell me. [/INST]", "First.Then."]
+    torch.testing.assert_close(made.sample(0).written_CND, torch.stack([clip_tokens(3, 0), clip_tokens(1, 0)]))
+    composed = feed(tokens, tasks=(Storytelling(clips=3),), group=1)
+    told = [text(composed, position) for position in range(3 * WINDOW_GROUPS)]
+    texts = Counter(part for line in told for part in line.split("/INST]")[1].strip().replace("video", "|video").split("|")[1:])
+    assert len(composed) == 3 and texts == {caption(video): WINDOW_GROUPS for video in range(9)}
+    assert all(line.startswith("[INST] Tell a story that begins like this: video") for line in told)
+
+
+def test_the_val_split_leaves_out_tasks_without_samples_and_train_refuses_them(tmp_path: Path) -> None:
+    tokens, instructions = make_tokens(tmp_path / "t", 8, val=(1,)), make_instructions(tmp_path / "i", [1])
+    tasks = (CAPTIONING, Answering())
+    assert len(feed(tokens, instructions=instructions, tasks=(*tasks, Storytelling()), split="val")) == 2
+    with pytest.raises(DataError, match="the train split has nothing for answering"):
+        len(feed(tokens, instructions=instructions, tasks=tasks))
+
+
+def test_contracts(tmp_path: Path) -> None:
+    tokens = make_tokens(tmp_path / "a", 4)
+    other = make_tokens(tmp_path / "b", 4, spec=SPEC.model_copy(update={"weights": "b" * 64}))
+    with pytest.raises(ContractError, match=r"weights: bbb.*encode all clips with one"):
+        len(feed(tokens, other))
+    with pytest.raises(ContractError, match="encode holds tokens, continuous, as a grid"):
+        len(feed(make_tokens(tmp_path / "c", 4, spec=SPEC.model_copy(update={"layout": "grid"}))))
+    with pytest.raises(ContractError, match="no whole clips of 3: set clip_tokens"):
+        feed(tokens, clip_tokens=3).sample(0)
