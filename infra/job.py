@@ -26,6 +26,8 @@ Raw: TypeAlias = dict[str, object]
 Model = TypeVar("Model", bound=BaseModel)
 
 DEFAULT = "default"
+MAX_VALUES = 100_000
+"""Of a job file. Aliases of aliases can stand for more values than there are atoms; the first error message would print them."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -84,7 +86,7 @@ def find_job(where: str, packaged: Path) -> Path:
 def load_job(path: Path, catalog: Sequence[type[Stage]], overrides: Sequence[str] = ()) -> Job:
     """Read, override and check a job file; raises ConfigError with every problem found."""
     try:
-        raw = _Loader(path.read_text()).get_single_data()
+        raw = read_yaml(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(raw, dict):
@@ -117,7 +119,7 @@ def apply_override(raw: Raw, override: str) -> None:
         section = section[name]
     assert isinstance(section, dict)
     try:
-        section[path[-1]] = yaml.safe_load(text)
+        section[path[-1]] = read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not YAML ({error})") from error
 
@@ -201,6 +203,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def read_yaml(text: str) -> object:
+    """The one document of `text`, read safely; raises yaml.YAMLError, also on what would take time or memory without bound."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _values(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, TypeError) as error:
+        # Of PyYAML itself: a date in month 13, a number of thousands of digits, a list as a name.
+        raise yaml.YAMLError(str(error)) from error
+    finally:
+        loader.dispose()
+
+
 class _Loader(yaml.SafeLoader):
     """`safe_load` that refuses a name given twice, of which YAML would keep the last without a word."""
 
@@ -211,6 +231,22 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{name.value!r} is given twice", name.start_mark)
             seen.add(name.value)
         return super().construct_mapping(node, deep)
+
+
+def _values(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Values below a node with every alias written out, as whoever walks the document meets them."""
+    if isinstance(node, yaml.ScalarNode):
+        node.value.encode()  # half of a surrogate pair, which no file can hold, raises UnicodeEncodeError
+        return 1
+    if id(node) not in known:
+        known[id(node)] = None
+        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    found = known[id(node)]
+    if found is None or found > MAX_VALUES:
+        what = "an alias that holds itself" if found is None else f"more than {MAX_VALUES} values, aliases written out"
+        raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+    return found
 
 
 def _kind(stage: type[Stage]) -> str:

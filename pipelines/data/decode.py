@@ -10,6 +10,8 @@ clips of a minute), tone mapping of HDR, de-interlacing, transparency (dropped),
 """
 
 import io
+import mmap
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -45,6 +47,10 @@ FORMATS = (
 """Demuxers that read one stream of bytes and open nothing else."""
 
 
+_RUN = re.compile(rb"(....)trun....(....)", re.DOTALL)
+"""A run of samples in a fragment of an mp4: the length of the box, and how many samples it claims."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one video may cost; beyond it the video is refused."""
@@ -55,6 +61,7 @@ class Limits:
     """Of one frame: 8K passes."""
     work: int = 50_000_000_000
     """Pixels decoded in total: about 13 minutes of 1080p at 30 fps, one or two minutes of one core. A frame counts at least 10,000."""
+    streams: int = 100
     aspect: float = 16.0
     """Longer over shorter side, as displayed: resizing to cover the target would otherwise take memory without bound."""
 
@@ -290,11 +297,24 @@ def _open(file: BinaryIO, limits: Limits) -> InputContainer:
     file.seek(0)
     if size > limits.bytes:
         raise BadVideo(Reason.TOO_LARGE, f"{size} bytes; the limit is {limits.bytes}")
+    _check_fragments(file, size, limits)
     try:
-        # Metadata in another encoding than UTF-8 would raise UnicodeDecodeError.
-        return av.open(file, "r", options={"format_whitelist": FORMATS}, metadata_errors="ignore")
+        # Opening decodes a frame or two already. Metadata in another encoding than UTF-8 would raise UnicodeDecodeError.
+        options = {"format_whitelist": FORMATS, "max_pixels": str(limits.pixels), "max_streams": str(limits.streams)}
+        return av.open(file, "r", options=options, metadata_errors="ignore")
     except av.FFmpegError as error:
         raise BadVideo(Reason.UNREADABLE, f"cannot be opened: {error.strerror}") from error
+
+
+def _check_fragments(file: BinaryIO, size: int, limits: Limits) -> None:
+    """Refuse a fragmented mp4 that claims more samples than could be decoded: FFmpeg makes room for all of them, 24 bytes each."""
+    if not size:
+        return
+    with file.getbuffer() if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        runs = ((int.from_bytes(found[1]), int.from_bytes(found[2])) for found in _RUN.finditer(data))
+        claimed = sum(samples for length, samples in runs if length <= size)
+    if claimed > 2 * limits.work // _cost(0, 0):
+        raise BadVideo(Reason.TOO_LARGE, f"claims {claimed} samples in its fragments: more than may be decoded")
 
 
 def _video_stream(container: InputContainer, limits: Limits) -> VideoStream:

@@ -9,12 +9,13 @@ Each member carries the offset of its data, so that later stages read single vid
 
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import IO
 
 from kinetok.infra.errors import DataError
 from kinetok.pipelines.data.reasons import Reason
+from kinetok.pipelines.data.strangers import label
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_EXTENSION_BYTES = 1 << 20
@@ -26,10 +27,13 @@ _COPY_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class TarLimits:
-    """Larger members are skipped with a problem; more members than `members` end the shard as damaged."""
+    """Larger members are skipped with a problem, and so is what a sample holds beyond its own limits; more members than `members` end the
+    shard as damaged."""
 
     member_bytes: int = 1 << 30
-    members: int = 1_000_000
+    members: int = 200_000
+    sample_bytes: int = 2 << 30
+    sample_members: int = 1000
 
 
 LIMITS = TarLimits()
@@ -76,6 +80,18 @@ class Sample:
 
     key: str
     members: list[Member] = field(default_factory=list)
+    size: int = 0
+    """Bytes that the members hold."""
+
+    def add(self, member: Member, limits: TarLimits) -> None:
+        """Append a member; without its data where the sample is full, and not at all where it has far too many."""
+        if self.size + len(member.data) > limits.sample_bytes:
+            member = replace(member, data=b"", problem=(Reason.TOO_LARGE, f"its sample holds more than {limits.sample_bytes} bytes"))
+        if len(self.members) == limits.sample_members:
+            member = replace(member, data=b"", problem=(Reason.TOO_LARGE, f"its sample has more than {limits.sample_members} members"))
+        if len(self.members) <= limits.sample_members:
+            self.members.append(member)
+            self.size += len(member.data)
 
 
 def read_members(file: IO[bytes], shard: str, limits: TarLimits = LIMITS) -> Iterator[Member]:
@@ -112,7 +128,7 @@ def read_samples(file: IO[bytes], shard: str, limits: TarLimits = LIMITS) -> Ite
                 if sample is not None:
                     yield sample
                 sample = Sample(member.key)
-            sample.members.append(member)
+            sample.add(member, limits)
     except DamagedShard:
         if sample is not None:
             yield sample
@@ -256,12 +272,11 @@ def _read_member(tape: _Tape, header: tarfile.TarInfo, name: str, size: int, lim
     problem = _problem(header, name)
     if problem is None and size > limits.member_bytes:
         problem = (Reason.TOO_LARGE, f"a member of {size} bytes; the limit is {limits.member_bytes}")
-    label = name.encode("utf-8", "backslashreplace").decode()
     offset = tape.offset
     if problem is not None:
         tape.skip(size)
-        return Member(label, offset, size, b"", problem)
-    return Member(label, offset, size, tape.padded(size))
+        return Member(label(name), offset, size, b"", problem)
+    return Member(label(name), offset, size, tape.padded(size))
 
 
 def _problem(header: tarfile.TarInfo, name: str) -> tuple[Reason, str] | None:

@@ -172,6 +172,30 @@ def test_a_stage_given_twice_is_refused(toys: ModuleType, tmp_path: Path) -> Non
         load_job(path, toys.CATALOG)
 
 
+BILLION = "a: &a [x, x]\n" + "".join(f"{chr(n + 1)}: &{chr(n + 1)} [*{chr(n)}, *{chr(n)}]\n" for n in range(97, 121)) + "name: *y\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (BILLION, "aliases written out"),
+        ("name: &a [*a]", "holds itself"),
+        ("name: " + "[" * 5000, "too deeply"),
+        ("name: {? [a] : b}", "unhashable"),
+        ("name: 2026-13-41", "month"),
+        ("name: " + "9" * 5000, "digits"),
+        ('name: "\\uD800"', "surrogate"),
+    ],
+)
+def test_bombs_are_refused_in_files_and_in_overrides(toys: ModuleType, tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=problem):
+        load_job(file, toys.CATALOG)
+    with pytest.raises(ConfigError, match=problem):
+        apply_override({"name": "a"}, f"name={text.removeprefix('name: ')}")
+
+
 def test_job_files_are_found_by_path_then_among_the_packaged(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packaged, here = tmp_path / "packaged", tmp_path / "here"
     packaged.mkdir()

@@ -229,6 +229,32 @@ def test_a_billion_claimed_frames_take_no_memory(boxes: tuple[str, ...]) -> None
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
+def test_fragments_that_claim_more_samples_than_there_are_take_no_memory(tmp_path: Path) -> None:
+    run = struct.pack(">I4sII", 16, b"trun", 0, 50_000_000)
+    fragment = struct.pack(">I4sII", 16, b"tfhd", 0, 1) + 20 * run
+    track = struct.pack(">I4s", len(fragment) + 8, b"traf") + fragment
+    data = encode([numbered(i) for i in range(4)], rate=10) + struct.pack(">I4s", len(track) + 8, b"moof") + track
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (tmp_path / "claims.mp4").write_bytes(data)
+    for source in (data, tmp_path / "claims.mp4"):
+        with pytest.raises(BadVideo, match="1000000000 samples"):
+            probe(source)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_more_streams_than_a_video_has_are_refused() -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as box:
+        for _ in range(150):
+            stream = box.add_stream("rawvideo", rate=1)
+            stream.width = stream.height = 16
+            stream.pix_fmt = "yuv420p"
+        box.mux(stream.encode(av.VideoFrame(16, 16, "yuv420p")))
+    with pytest.raises(BadVideo) as caught:
+        probe(file.getvalue())
+    assert caught.value.reason in (Reason.UNREADABLE, Reason.NO_FRAMES)
+
+
 def test_a_time_far_ahead_is_not_filled_with_frames() -> None:
     data = encode([numbered(0), numbered(1)], times=[Fraction(0), Fraction(20_000)], container="matroska")
     with pytest.raises(BadVideo) as caught:

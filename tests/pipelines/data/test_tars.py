@@ -193,3 +193,17 @@ def test_a_whole_sample_before_the_damage_is_yielded() -> None:
         for sample in read_samples(io.BytesIO(_tar({"a.mp4": b"v", "a.txt": b"t"})[: 4 * BLOCK]), "s.tar"):
             found.append([m.name for m in sample.members])
     assert found == [["a.mp4", "a.txt"]]
+
+
+def test_a_sample_is_bounded_in_bytes_and_in_members() -> None:
+    members = {f"a.{number}.txt": bytes(600) for number in range(10)}
+    limits = TarLimits(sample_bytes=2000, sample_members=6)
+    (sample,) = read_samples(io.BytesIO(_tar(members)), "s", limits)
+    assert sample.size == sum(len(member.data) for member in sample.members) == 1800
+    assert [member.problem is None for member in sample.members] == [True] * 3 + [False] * 4
+    assert {member.problem[0] for member in sample.members if member.problem} == {Reason.TOO_LARGE}
+
+
+def test_names_of_members_hold_no_controls() -> None:
+    (member,) = read_members(io.BytesIO(_tar({"\x1b[31m\n.mp4": b"x"})), "s")
+    assert member.name == "\\x1b[31m\\n.mp4"
