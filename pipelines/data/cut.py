@@ -5,7 +5,6 @@ asked for, so that a window in the index is known to decode. Scores come from th
 video (size, aspect, duration) before its windows, or each window (motion, brightness) by itself. Not covered: scene detection.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -51,8 +50,8 @@ class _Scores:
         }
 
 
-def cut_video(data: bytes, video: str, recipe: CutRecipe) -> Iterator[Row]:
-    """Rows of the windows of one video, or one row where the whole video is filtered. Raises BadVideo before the first row."""
+def cut_video(data: bytes, video: str, recipe: CutRecipe) -> list[Row]:
+    """Rows of the windows of one video, or one row where the whole video is filtered. Raises BadVideo."""
     with VideoReader(data) as reader:
         info = reader.info
         shape: Row = {"id": video, "source_fps": info.fps, "width": info.width, "height": info.height}
@@ -60,14 +59,15 @@ def cut_video(data: bytes, video: str, recipe: CutRecipe) -> Iterator[Row]:
         scores = _Scores() if verdict else _score(reader, recipe)
     verdict = verdict or _length_verdict(len(scores.mean), recipe)
     if verdict is not None:
-        yield {**shape, **_filtered(verdict)}
-        return
+        return [{**shape, **_filtered(verdict)}]
+    rows: list[Row] = []
     for begin in _starts(len(scores.mean), recipe):
         start, end = begin / recipe.fps, (begin + recipe.frames) / recipe.fps
         found = scores.of(begin, begin + recipe.frames)
         verdict = recipe.filters.of_window(**found)
         row: Row = {**shape, "id": f"{video}/{round(start * 1000)}", "start": start, "end": end, **found}
-        yield {**row, **(_filtered(verdict) if verdict else {"decision": "kept"})}
+        rows.append({**row, **(_filtered(verdict) if verdict else {"decision": "kept"})})
+    return rows
 
 
 def _score(reader: VideoReader, recipe: CutRecipe) -> _Scores:

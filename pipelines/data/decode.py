@@ -18,7 +18,7 @@ from fractions import Fraction
 from itertools import count, islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self
 
 import av
 import numpy as np
@@ -256,6 +256,23 @@ def decode_clips(data: Source, *, starts: Sequence[float], fps: float, frames: i
                 yield clips.pop(window)
     if done < len(targets):
         raise BadVideo(Reason.ENDS_EARLY, f"ends before {targets[done][0]:.3f} s", targets[done][0])
+
+
+class Windows(NamedTuple):
+    """Decoded windows of a video, and what kept the rest of them from being decoded."""
+
+    clips: list[Pixels]
+    error: BadVideo | None = None
+
+
+def decode_windows(data: Source, starts: Sequence[float], *, fps: float, frames: int, height: int, width: int) -> Windows:
+    """What `decode_clips` yields before it fails."""
+    clips: list[Pixels] = []
+    try:
+        clips.extend(decode_clips(data, starts=starts, fps=fps, frames=frames, height=height, width=width))
+    except BadVideo as error:
+        return Windows(clips, error)
+    return Windows(clips)
 
 
 def decode_clip(data: Source, *, start: float, fps: float, frames: int, height: int, width: int) -> Pixels:

@@ -31,6 +31,8 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate", "a second video of the same name in one shard"
     UNSAFE_MEMBER = "unsafe_member", "tar member that is a link, a device or named outside the archive"
     DAMAGED_SHARD = "damaged_shard", "the tar is broken from this byte on: videos behind it are lost"
+    TIMED_OUT = "timed_out", "decoding does not end within the seconds that one video has"
+    CRASHED = "crashed", "kills the process that decodes it (a fault of the codec, or memory without bound)"
     MODEL_FAILED = "model_failed", "decodes, but the model could not process it (non-finite output)"
 
     NO_VIDEO = "no_video", "sample of a tar with captions but no video"

@@ -1,10 +1,13 @@
 """A small clip index over real mp4 bytes, without the stages that would make it."""
 
+import importlib.util
 import io
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType, ModuleType
 
 import av
 import numpy as np
@@ -56,16 +59,24 @@ def video_bytes_fixture() -> Callable[[int, int], bytes]:
 
 @pytest.fixture
 def make_clips(tmp_path: Path) -> MakeClips:
-    """make_clips(videos, windows=2, shard_clips=4, bad=(), val=()): a `clips` artifact; video numbers in `bad` no longer decode."""
+    """make_clips(videos, windows=2, shard_clips=4, bad=(), val=(), change={}): a `clips` artifact; video numbers in `bad` no longer decode,
+    those in `change` are stored as it makes them."""
 
-    def make(videos: int, windows: int = 2, shard_clips: int = 4, bad: tuple[int, ...] = (), val: tuple[int, ...] = ()) -> Artifact:
+    def make(
+        videos: int,
+        windows: int = 2,
+        shard_clips: int = 4,
+        bad: tuple[int, ...] = (),
+        val: tuple[int, ...] = (),
+        change: Mapping[int, Callable[[bytes], bytes]] = MappingProxyType({}),
+    ) -> Artifact:
         source, folder = tmp_path / "source.tar", Folder(str(tmp_path / "clips"))
         rows = []
         with source.open("wb") as file:
             tar = TarWriter(file)
             for number in range(videos):
                 data = video_bytes(number, windows)
-                data = data[:200] if number in bad else data
+                data = data[:200] if number in bad else change.get(number, bytes)(data)
                 offset = tar.add(f"video-{number:03d}.mp4", data)
                 for window in range(windows):
                     start = window * FRAMES / FPS
@@ -92,3 +103,19 @@ def make_clips(tmp_path: Path) -> MakeClips:
         return finish(folder, "clips", Counts(input=len(rows), written=len(rows)))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def tiny(ray_cluster: None) -> Iterator[ModuleType]:
+    """The helper module `stages/tiny.py`, pickled by value to the workers."""
+    from ray import cloudpickle
+
+    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "stages" / "tiny.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tiny"] = module
+    spec.loader.exec_module(module)
+    cloudpickle.register_pickle_by_value(module)
+    yield module
+    cloudpickle.unregister_pickle_by_value(module)
+    del sys.modules["tiny"]

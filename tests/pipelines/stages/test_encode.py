@@ -1,12 +1,10 @@
 """encode: what comes out is what the model says, whatever was killed on the way."""
 
-import importlib.util
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,22 +24,6 @@ from kinetok.tokenizers.base import DecodeRecipe
 
 SCRIPT = Path(__file__).with_name("tiny.py")
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-
-
-@pytest.fixture(scope="module")
-def tiny(ray_cluster: None) -> Iterator[ModuleType]:
-    """The helper module, pickled by value to the workers."""
-    from ray import cloudpickle
-
-    spec = importlib.util.spec_from_file_location("tiny", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny"] = module
-    spec.loader.exec_module(module)
-    cloudpickle.register_pickle_by_value(module)
-    yield module
-    cloudpickle.unregister_pickle_by_value(module)
-    del sys.modules["tiny"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
