@@ -251,12 +251,13 @@ class Lease:
     """The right to build one artifact: `lease.json` beside its files, renewed by a heartbeat thread.
 
     Held as long as the process lives; another run waits, or takes over once `expires` has passed (a generation higher). Clocks of the
-    machines must agree to a few seconds. A store that does not answer is asked again until the term has passed. When the lease is
+    machines must agree to a few seconds. A store that does not answer is asked again until the term has passed (each renewal for a third
+    of it, so that the loss is noticed in time). When the lease is
     lost, `on_lost` is called once, and `release` leaves the new holder's file alone.
     """
 
     def __init__(self, folder: Folder, *, seconds: float = 30.0, on_lost: Callable[[], None] | None = None) -> None:
-        self.folder = folder
+        self.folder = folder.hurried(seconds / 3)
         self.seconds = seconds
         self.on_lost = on_lost
         self.lost = False

@@ -163,20 +163,21 @@ def claim(runs: Folder, starts: Folder, turn: str) -> Folder | None:
         # Where a dying worker still writes, the next call or publishing deletes the rest.
         with contextlib.suppress(StoreError):
             runs.remove(run)
-    earlier = sorted(starts.folders())
-    for name in earlier[:-1]:
-        starts.remove(name)
-    return starts / earlier[-1] if earlier else None
+    whole = [name for name in starts.folders() if (starts / name).exists(STATE)]
+    for name in starts.folders():
+        if name not in whole[-1:]:
+            starts.remove(name)
+    return starts / whole[-1] if whole else None
 
 
 def _moved(source: Folder, target: Folder) -> bool:
-    """One rename, or on an object store a copy; False where `source` was deleted meanwhile."""
+    """One rename, or on an object store a copy that is whole once `STATE` is there; False where `source` was deleted meanwhile."""
     try:
         if source.is_local:
             target.local.parent.mkdir(parents=True, exist_ok=True)
             source.local.rename(target.local)
         else:
-            source.fs.copy(source.url, target.url, recursive=True)
+            source.copy(target, last=STATE)
     except FileNotFoundError:
         return False
     return True

@@ -1,30 +1,36 @@
-"""`Folder`: one door to files on a local disk or an object store, through fsspec.
+"""`Folder`: one door to files on a local disk or an object store.
 
-A `Folder` is a URL and nothing else: it pickles, compares by value, and opens its filesystem in the process that uses it
-(s3fs is not fork-safe). Writes are whole or absent: locally a temporary file and one `os.replace`, on an object store one put.
-Listings are never cached, because s3fs shows stale ones in both directions. Configuration of S3 is by AWS_* environment only.
+A `Folder` is a URL and nothing else: it pickles, compares by value, and may be used by any process and thread. Writes are whole or absent:
+locally a temporary file and one `os.replace`, on an object store one put (`s3.py`, where its requests are repeated while that helps).
+Nothing is cached. Errors of a store that cannot be used, and of every write, are StoreErrors that say what, where and the remedy.
 Not covered: appending (object stores cannot) and renaming between folders.
 """
 
 import contextlib
 import fcntl
+import io
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO
 
-import fsspec
-
+from kinetok.infra import s3
 from kinetok.infra.errors import StoreError
+from kinetok.infra.read_ahead import ReadAhead
+from kinetok.infra.s3 import Found
 
 _TEMPORARY = ".tmp-"
 _LOCK = ".flock"
-_REFUSALS = ("pre-condition", "PreconditionFailed", "ConditionalRequestConflict", "conditional request")
 READ_BUFFER_BYTES = 8 << 20
-"""Read-ahead of streamed reads: unbuffered S3 reads cost one request per tar record."""
+"""Read-ahead of streamed reads from a disk."""
+BUFFER_BYTES = 1 << 20
+"""Taken at a time from the blocks of a stream from an object store."""
+COPIES = 8
+"""Files copied inside a store at a time."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Folder:
     """A folder at `url` (a local path or `s3://bucket/prefix`); need not exist yet."""
 
     url: str
+    patience: float | None = field(default=None, compare=False, repr=False)
+    """Seconds after which a request to an object store is not repeated; None leaves it to `s3.ATTEMPTS`."""
 
     def __post_init__(self) -> None:
         text = os.fspath(self.url)
@@ -39,10 +47,16 @@ class Folder:
             text = os.path.abspath(os.path.expanduser(text))
         elif text.startswith("file://"):
             text = os.path.abspath(text.removeprefix("file://"))
+        elif not text.startswith("s3://"):
+            raise StoreError(f"{text} is no place that kinetok can use: give a local path or s3://bucket/prefix")
         object.__setattr__(self, "url", text.rstrip("/") or "/")
 
     def __truediv__(self, name: str) -> "Folder":
-        return Folder(f"{self.url}/{name}")
+        return Folder(f"{self.url}/{name}", self.patience)
+
+    def hurried(self, seconds: float) -> "Folder":
+        """The same folder, with `patience`."""
+        return replace(self, patience=seconds)
 
     def __str__(self) -> str:
         return self.url
@@ -58,11 +72,6 @@ class Folder:
             raise StoreError(f"{self.url} is not a local folder")
         return Path(self.url)
 
-    @property
-    def fs(self) -> Any:
-        """The fsspec filesystem, made for this process."""
-        return _filesystem(self.url)
-
     def path(self, name: str) -> str:
         """URL of `name` inside this folder; names may contain `/` but never step outside."""
         if name.startswith("/") or ".." in name.split("/"):
@@ -70,54 +79,68 @@ class Folder:
         return f"{self.url}/{name}"
 
     def exists(self, name: str) -> bool:
-        with _clear_errors(self.url):
-            return bool(self.fs.exists(self.path(name)))
+        """Whether there is such a file or folder."""
+        if self.is_local:
+            return os.path.exists(self.path(name))
+        return s3.find(self._at(name)) is not None or s3.has_below(self._at(name))
+
+    def stat(self, name: str) -> Found:
+        """Size and version of a file; raises FileNotFoundError."""
+        if self.is_local:
+            return _found(self.path(name), name)
+        found = s3.find(self._at(name))
+        if found is None:
+            raise FileNotFoundError(f"{self.path(name)} is not there")
+        return found._replace(name=name)
 
     def size(self, name: str) -> int:
-        return int(self.fs.size(self.path(name)))
+        return self.stat(name).bytes
 
     def read_bytes(self, name: str) -> bytes:
         """The whole file; raises FileNotFoundError where it is absent."""
-        target = self.path(name)
-        with _clear_errors(self.url):
-            data = _content(target) if self.is_local else cast(bytes, self.fs.cat_file(target))
+        if not self.is_local:
+            return s3.read(self._at(name))
+        data = _content(self.path(name))
         if data is None:
-            raise FileNotFoundError(f"{target} is not there")
+            raise FileNotFoundError(f"{self.path(name)} is not there")
         return data
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """`length` bytes from byte `start` on."""
-        if self.is_local:
-            with open(self.path(name), "rb") as file:
-                # Not pread, which gives at most 2 GiB.
-                file.seek(start)
-                return file.read(length)
-        return cast(bytes, self.fs.cat_file(self.path(name), start=start, end=start + length))
+        """`length` bytes from byte `start` on, fewer where the file ends before."""
+        if not self.is_local:
+            return s3.read_range(self._at(name), start, length)
+        with open(self.path(name), "rb") as file:
+            # Not pread, which gives at most 2 GiB.
+            file.seek(start)
+            return file.read(length)
 
     def read_text(self, name: str) -> str:
         return self.read_bytes(name).decode()
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """Streamed reading with a large buffer."""
+        """Streamed reading of the file as it is now; of one on an object store a few blocks are in memory, whatever its size."""
         if self.is_local:
             with open(self.path(name), "rb", buffering=READ_BUFFER_BYTES) as file:
                 yield file
-        else:
-            with self.fs.open(self.path(name), "rb", block_size=READ_BUFFER_BYTES) as file:
-                yield file
+            return
+        at, now = self._at(name), self.stat(name)
+        raw = ReadAhead(
+            lambda start, length: s3.block(at, start, length, now.version), now.bytes, block=s3.BLOCK_BYTES, ahead=s3.AT_ONCE - 1
+        )
+        with io.BufferedReader(raw, BUFFER_BYTES) as stream:
+            yield stream
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write the file whole, replacing any old one in one step; raises StoreError where that fails, as all writes do."""
         target = self.path(name)
-        with _clear_errors(self.url, writing=target):
-            if not self.is_local:
-                self.fs.pipe_file(target, data)
-                return
-            with _aside(target) as aside, open(aside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        if not self.is_local:
+            s3.write(self._at(name), len(data), lambda start, length: data[start : start + length])
+            return
+        with _clear_errors(target), _aside(target) as aside, open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
@@ -125,67 +148,98 @@ class Folder:
     def put_file(self, source: Path, name: str) -> None:
         """Move or upload a finished local file to `name` in one step; `source` is gone afterwards."""
         target = self.path(name)
-        with _clear_errors(self.url, writing=target):
-            if not self.is_local:
-                self.fs.put_file(str(source), target)
-                source.unlink()
-                return
-            with _aside(target) as aside:
-                shutil.move(source, aside)
+        if not self.is_local:
+            disk = Folder(str(source.parent))
+            s3.write(self._at(name), source.stat().st_size, lambda start, length: disk.read_range(source.name, start, length))
+            source.unlink()
+            return
+        with _clear_errors(target), _aside(target) as aside:
+            shutil.move(source, aside)
 
     def write_if(self, name: str, data: bytes, expected: bytes | None) -> bool:
         """Compare and swap: write only if the file still holds `expected` (None: does not exist). Says whether it wrote."""
         target = self.path(name)
-        with _clear_errors(self.url, writing=target):
-            if not self.is_local:
-                return _conditional(self.fs, target, data, expected)
-            with _locked(target):
-                if _content(target) != expected:
-                    return False
-                self.write_bytes(name, data)
-                return True
+        if not self.is_local:
+            return s3.write_if(self._at(name), data, expected)
+        with _clear_errors(target), _locked(target):
+            if _content(target) != expected:
+                return False
+            self.write_bytes(name, data)
+            return True
 
     def remove_if(self, name: str, expected: bytes) -> bool:
         """Compare and delete: remove the file only if it still holds `expected`. Says whether it did."""
         target = self.path(name)
-        with _clear_errors(self.url, writing=target):
-            if not self.is_local:
-                return _conditional(self.fs, target, None, expected)
-            with _locked(target):
-                if _content(target) != expected:
-                    return False
-                os.unlink(target)
-                return True
+        if not self.is_local:
+            return s3.remove_if(self._at(name), expected)
+        with _clear_errors(target), _locked(target):
+            if _content(target) != expected:
+                return False
+            os.unlink(target)
+            return True
 
     def clear(self, keep: str) -> None:
         """Delete everything inside but the file `keep`."""
-        for name in [row["name"].rstrip("/").rsplit("/", 1)[-1] for row in self._entries()]:
+        files, folders = self.entries()
+        for name in [*(file.name for file in files), *folders]:
             if name not in (keep, keep + _LOCK):
                 self.remove(name)
 
     def remove(self, name: str) -> None:
         """Delete a file or a whole sub-folder; absent is fine."""
         target = self.path(name)
-        with _clear_errors(self.url, writing=target), contextlib.suppress(FileNotFoundError):
-            if not self.is_local:
-                self.fs.rm(target, recursive=True)
-            elif Path(target).is_dir():
+        if not self.is_local:
+            s3.remove(self._at(name))
+            return
+        with _clear_errors(target), contextlib.suppress(FileNotFoundError):
+            if Path(target).is_dir() and not Path(target).is_symlink():
                 shutil.rmtree(target)
             else:
                 os.unlink(target)
 
+    def copy(self, target: "Folder", last: str) -> None:
+        """Copy every file to another folder of the same store, `last` after all others. Raises FileNotFoundError where one vanishes."""
+        names = self.files().keys()
+        with ThreadPoolExecutor(COPIES) as threads:
+            list(threads.map(lambda name: self._copy_file(name, target), names - {last}))
+        self._copy_file(last, target)
+
+    def _copy_file(self, name: str, target: "Folder") -> None:
+        if self.is_local:
+            with _clear_errors(target.path(name)), _aside(target.path(name)) as aside:
+                shutil.copyfile(self.path(name), aside)
+        else:
+            s3.copy(self._at(name), target._at(name))
+
+    def found(self, under: str = "") -> list[Found]:
+        """Every file below `under` by its name from here, with size and version; what unfinished writes left aside is no file."""
+        if self.is_local:
+            found = _walk(self.path(under) if under else self.url, under)
+        else:
+            base = s3.place(self.url).prefix
+            found = (file._replace(name=file.name.removeprefix(base)) for file in s3.listing(self._at(under)))
+        return sorted(file for file in found if _TEMPORARY not in file.name and not file.name.endswith(_LOCK))
+
     def files(self, under: str = "") -> dict[str, int]:
-        """Every file below `under` by relative name, with its size; temporary files of unfinished writes are left out."""
-        root = self.path(under) if under else self.url
-        with _clear_errors(self.url):
-            found = self.fs.find(root, detail=True, withdirs=False)
-        base = self.fs._strip_protocol(self.url).rstrip("/") + "/"
-        sizes = {name.removeprefix(base): int(info["size"]) for name, info in sorted(found.items())}
-        return {name: size for name, size in sizes.items() if _TEMPORARY not in name and not name.endswith(_LOCK)}
+        """Every file below `under` by its name from here, with its size."""
+        return {file.name: file.bytes for file in self.found(under)}
+
+    def entries(self) -> tuple[list[Found], list[str]]:
+        """Files directly inside this folder, and names of the folders there; nothing where it does not exist."""
+        if not self.is_local:
+            files, folders = s3.entries(self._at(""))
+            base = s3.place(self.url).prefix
+            return sorted(file._replace(name=file.name.removeprefix(base)) for file in files), sorted(folders)
+        try:
+            rows = sorted(os.scandir(self.url), key=lambda row: row.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return [], []
+        files = [file for row in rows if row.is_file() for file in _walk_one(row.path, row.name)]
+        return files, [row.name for row in rows if row.is_dir()]
 
     def folders(self) -> list[str]:
         """Names of the folders directly inside this one."""
-        return sorted(row["name"].rstrip("/").rsplit("/", 1)[-1] for row in self._entries() if row["type"] == "directory")
+        return self.entries()[1]
 
     def sweep(self) -> int:
         """Delete temporary files that a killed writer left behind; returns how many. Only the holder of the lease may call it."""
@@ -196,12 +250,32 @@ class Folder:
             path.unlink(missing_ok=True)
         return len(left)
 
-    def _entries(self) -> list[dict[str, str]]:
-        with _clear_errors(self.url):
-            try:
-                return cast(list[dict[str, str]], self.fs.ls(self.url, detail=True))
-            except (FileNotFoundError, NotADirectoryError):
-                return []
+    def _at(self, name: str) -> s3.Place:
+        return s3.place(self.path(name) if name else self.url, self.patience)
+
+
+def _found(path: str, name: str) -> Found:
+    state = Path(path).stat()
+    return Found(name, state.st_size, str(state.st_mtime))
+
+
+def _walk(folder: str, name: str) -> Iterator[Found]:
+    """Files below a local folder; links to folders are not followed, and what is deleted meanwhile is passed over."""
+    try:
+        rows = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for row in rows:
+        inner = f"{name}/{row.name}" if name else row.name
+        if row.is_dir(follow_symlinks=False):
+            yield from _walk(row.path, inner)
+            continue
+        yield from _walk_one(row.path, inner)
+
+
+def _walk_one(path: str, name: str) -> Iterator[Found]:
+    with contextlib.suppress(FileNotFoundError):
+        yield _found(path, name)
 
 
 @contextlib.contextmanager
@@ -219,36 +293,14 @@ def _aside(target: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _clear_errors(url: str, writing: str | None = None) -> Iterator[None]:
-    """What keeps a store from answering, and every failure of a write, as one StoreError; a failed read keeps its own error."""
+def _clear_errors(target: str) -> Iterator[None]:
+    """Every failure of a local write as a StoreError."""
     try:
-        with _unreachable(url):
-            yield
+        yield
     except OSError as error:
-        if writing is None:
-            raise
         raise StoreError(
-            f"cannot write {writing}: {error.strerror or error}; see to its space and permissions, or name another store"
+            f"cannot write {target}: {error.strerror or error}; see to its space and permissions, or name another store"
         ) from error
-
-
-@contextlib.contextmanager
-def _unreachable(url: str) -> Iterator[None]:
-    if "://" not in url:
-        yield
-        return
-    from botocore.exceptions import BotoCoreError
-
-    try:
-        yield
-    except BotoCoreError as error:
-        raise StoreError(f"{url} does not answer: {error}; check the AWS_* variables and the network") from error
-
-
-def _filesystem(url: str) -> Any:
-    protocol = url.split("://", 1)[0] if "://" in url else "file"
-    options = {"use_listings_cache": False, "default_fill_cache": False} if protocol == "s3" else {}
-    return fsspec.filesystem(protocol, **options)
 
 
 @contextlib.contextmanager
@@ -280,25 +332,3 @@ def _content(target: str) -> bytes | None:
         return Path(target).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _conditional(fs: Any, target: str, data: bytes | None, expected: bytes | None) -> bool:
-    """S3: put (or delete, where `data` is None) if the object is absent (`expected` None) or still holds `expected`."""
-    bucket, key, _ = fs.split_path(target)
-    condition = {"IfNoneMatch": "*"}
-    try:
-        if expected is not None:
-            condition = {"IfMatch": fs.call_s3("head_object", Bucket=bucket, Key=key)["ETag"]}
-            if fs.cat_file(target) != expected:
-                return False
-        if data is None:
-            fs.call_s3("delete_object", Bucket=bucket, Key=key, **condition)
-        else:
-            fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
-        return True
-    except OSError as error:
-        # s3fs has no type of its own for 412, and 409 (two conditional puts at once) is as good a refusal.
-        gone = expected is not None and isinstance(error, FileNotFoundError)
-        if gone or isinstance(error, FileExistsError) or any(text in str(error) for text in _REFUSALS):
-            return False
-        raise

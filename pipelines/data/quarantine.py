@@ -1,12 +1,16 @@
 """Quarantined samples of an artifact: list them and sum them up by reason, whichever stage wrote them. Retrying is in `retry.py`."""
 
+import io
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.dataset
+import pyarrow.compute as pc
+import pyarrow.parquet
 
 from kinetok.infra.storage import Folder
+from kinetok.pipelines.data.clip_index import THREADS
 from kinetok.pipelines.data.reasons import Reason
 
 COLUMNS = ("id", "shard", "reason", "message", "position")
@@ -32,7 +36,7 @@ def rows(folder: Folder) -> list[dict[str, object]]:
     parts = _parts(folder, "quarantine")
     if parts:
         return _read(folder, parts, None)
-    return _read(folder, _parts(folder, "index"), pyarrow.dataset.field("decision") == "quarantined")
+    return _read(folder, _parts(folder, "index"), pc.field("decision") == "quarantined")
 
 
 def report(folder: Folder, *, examples: int = 3) -> list[ReasonCount]:
@@ -71,14 +75,17 @@ def _printable(value: object) -> str:
 def _parts(folder: Folder, under: str) -> list[str]:
     if not folder.exists(under):
         return []
-    return [folder.fs._strip_protocol(folder.path(name)) for name in folder.files(under) if name.endswith(".parquet")]
+    return [name for name in folder.files(under) if name.endswith(".parquet")]
 
 
 def _read(folder: Folder, parts: list[str], chosen: pa.compute.Expression | None) -> list[dict[str, object]]:
-    if not parts:
-        return []
-    data = pyarrow.dataset.dataset(parts, format="parquet", filesystem=folder.fs)
-    if chosen is not None and "decision" not in data.schema.names:
-        return []  # the index of token shards lists sound samples only
-    found: list[dict[str, object]] = data.to_table(columns=list(COLUMNS), filter=chosen).to_pylist()
-    return found
+    def read(name: str) -> pa.Table:
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(folder.read_bytes(name)))
+        if chosen is None:
+            return file.read(list(COLUMNS))
+        if "decision" not in file.schema_arrow.names:
+            return pa.table({name: [] for name in COLUMNS})  # the index of token shards lists sound samples only
+        return file.read([*COLUMNS, "decision"]).filter(chosen).select(list(COLUMNS))
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        return [row for table in threads.map(read, parts) for row in table.to_pylist()]

@@ -13,7 +13,7 @@ import hashlib
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from os.path import commonpath
@@ -24,6 +24,7 @@ import pyarrow.parquet
 
 from kinetok.infra.errors import DataError
 from kinetok.infra.fingerprint import canonical
+from kinetok.infra.s3 import Found
 from kinetok.infra.storage import Folder
 
 VIDEO_EXTENSIONS = frozenset(
@@ -60,22 +61,13 @@ _MAX_SHARDS = 1_000_000
 
 
 @dataclass(frozen=True)
-class SourceFile:
-    """One tar or video; `name` is its path below the listing's root."""
-
-    name: str
-    bytes: int
-    version: str
-    """ETag, or time of modification."""
-
-
-@dataclass(frozen=True)
 class Listing:
     """What a source holds now."""
 
     kind: Literal["tar", "folder"]
     root: str
-    files: tuple[SourceFile, ...]
+    files: tuple[Found, ...]
+    """Tars or videos; names are paths below `root`."""
 
     @property
     def digest(self) -> str:
@@ -128,7 +120,8 @@ def list_source(source: str) -> Listing:
 
 def version_of(url: str) -> tuple[int, str]:
     """(bytes, version) of one file now; raises FileNotFoundError."""
-    found = _source_file(Folder(_split(url)[0]).fs.info(url), "")
+    folder, name = _split(url)
+    found = Folder(folder).stat(name)
     return found.bytes, found.version
 
 
@@ -269,25 +262,19 @@ def _stem(name: str) -> str:
     return head if dot and extension.lower() in VIDEO_EXTENSIONS else name
 
 
-def _source_file(info: Mapping[str, Any], name: str) -> SourceFile:
-    return SourceFile(name, int(info["size"]), str(info.get("ETag") or info.get("mtime") or info.get("LastModified")))
-
-
-def _files_in(folder: str) -> list[SourceFile]:
+def _files_in(url: str) -> list[Found]:
     """Files directly inside a folder, by name."""
-    try:
-        rows = Folder(folder).fs.ls(folder, detail=True)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"{folder} does not exist; check the source's path") from error
-    return sorted((_source_file(row, row["name"].rpartition("/")[2]) for row in rows if row["type"] == "file"), key=lambda file: file.name)
+    files, folders = Folder(url).entries()
+    if not files and not folders:
+        raise DataError(f"{url} does not exist, or is empty; check the source's path")
+    return files
 
 
 def _listing_of_folder(folder: Folder) -> Listing:
     """All videos below a folder, or the tars in it; raises DataError where it holds neither, or both."""
-    base = folder.fs._strip_protocol(folder.url).rstrip("/") + "/"
-    found = {name.removeprefix(base): info for name, info in sorted(folder.fs.find(folder.url, detail=True).items())}
-    videos = [_source_file(info, name) for name, info in found.items() if name.rpartition(".")[2].lower() in VIDEO_EXTENSIONS]
-    tars = [_source_file(info, name) for name, info in found.items() if name.endswith(".tar")]
+    found = folder.found()
+    videos = [file for file in found if file.name.rpartition(".")[2].lower() in VIDEO_EXTENSIONS]
+    tars = [file for file in found if file.name.endswith(".tar")]
     if not videos and not tars:
         raise DataError(f"{folder} holds no videos and no tars (known videos: {' '.join(sorted(VIDEO_EXTENSIONS))})")
     if videos and tars:
@@ -319,7 +306,7 @@ def _listing_of_names(urls: list[str]) -> Listing:
     root = folders[0] if len(folders) == 1 else _common(folders)
     files = (present[folder][name] for folder, name in places)
     named = ((f"{folder}/{name}".removeprefix(root).lstrip("/"), file) for (folder, name), file in zip(places, files, strict=True))
-    return Listing("tar", root, tuple(SourceFile(name, file.bytes, file.version) for name, file in named))
+    return Listing("tar", root, tuple(file._replace(name=name) for name, file in named))
 
 
 def _common(folders: list[str]) -> str:
