@@ -186,6 +186,23 @@ def quarantine(artifact: str, store: str, again: bool, each: bool) -> None:
 
 
 @main.command()
+@_store
+@click.option("--age-hours", default=24.0, show_default=True, help="Younger artifacts stay, and what younger runs name.")
+@click.option("--keep-runs", type=click.IntRange(min=1), metavar="N", help="Only the newest N runs of each job count; all without it.")
+@click.option("--delete", is_flag=True, help="Delete what is listed; without it nothing is.")
+def gc(store: str, age_hours: float, keep_runs: int | None, delete: bool) -> None:
+    """List what no run and no artifact refers to, or delete it."""
+    from kinetok.infra import gc
+
+    place, rules = _open(store), gc.Rules(age_hours * 3600, keep_runs)
+    found = gc.find(place, rules)
+    for garbage in gc.delete(place, found, rules) if delete else found:
+        click.echo(f"{garbage.what:10}  {garbage.bytes:15,}  {garbage.folder}")
+    if found and not delete:
+        click.echo(f"{sum(garbage.bytes for garbage in found):,} bytes; give --delete to delete them")
+
+
+@main.command()
 @click.argument("folder")
 @click.argument("out")
 @click.option("--csv", help="Captions and ids in WebVid's columns.")
