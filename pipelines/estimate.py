@@ -18,6 +18,8 @@ from kinetok.pipelines.stages.encode import Encode
 from kinetok.pipelines.stages.model import Model
 from kinetok.pipelines.stages.text import Text
 from kinetok.pipelines.stages.train import Train
+from kinetok.tokenizers.divot.tokenizer import DivotConfig
+from kinetok.tokenizers.divot.training import DivotObjective
 
 if TYPE_CHECKING:
     from kinetok.infra.job import Job
@@ -56,7 +58,7 @@ def estimates(job: "Job") -> Iterator[Estimate]:
         stage, resources = job.stages[name], job.resources[name]
         if not isinstance(stage, Train | Diffusion):
             continue
-        made = _rung(stage, job.stages, resources) if isinstance(stage, Train) else _generator(stage, job.stages, resources)
+        made = _tokenizer_training(stage, job.stages, resources) if isinstance(stage, Train) else _generator(stage, job.stages, resources)
         cost = training_cost(*made, bf16=stage.precision == "bf16")
         memory = cost.memory(ema=stage.ema is not None, zero=resources.zero, workers=resources.workers)
         yield Estimate(name, cost, memory, stage.global_batch, stage.steps)
@@ -122,12 +124,39 @@ def human_count(count: float) -> str:
     return f"{count:.3g} E"
 
 
-def _rung(stage: Train, stages: Stages, resources: "Resources") -> "tuple[Callable[[], Trained], Batch]":
-    """How a tokenizer's trainable is made, and one micro-batch of clips, with the cached features that it is trained from."""
+def _tokenizer_training(stage: Train, stages: Stages, resources: "Resources") -> "tuple[Callable[[], Trained], Batch]":
+    """How a tokenizer's trainable is made, and one micro-batch of what it is trained from."""
+    from kinetok.tokenizers import catalog
+
+    batch = _cached(stage, stages, resources) if isinstance(stage.objective, DivotObjective) else _clips(stage, stages, resources)
+    return lambda: catalog.trainable(_build(stage, stages), stage.objective), batch
+
+
+def _cached(stage: Train, stages: Stages, resources: "Resources") -> "Batch":
+    """Latents, and features or tokens, of one micro-batch of Divot; what makes them on the fly is not priced."""
+    import torch
+
+    from kinetok.tokenizers.divot import schedule
+    from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
+
+    # Its table is made once and kept, so it must not be made of tensors without numbers.
+    schedule.signal_and_noise(torch.zeros(1, dtype=torch.long))
+    samples = resources.batch_size
+    with torch.device("meta"):
+        model = _build(stage, stages)
+        assert isinstance(model, DivotTokenizer)
+        config, (steps, rows, columns) = model.config, model.latent_size
+        batch = {"latent_BTZhw": torch.empty(samples, steps, config.detokenizer.unet.z, rows, columns)}
+        if stage.tokens is not None:
+            return batch | {"token_BND": torch.empty(samples, config.encoder.tokens, config.encoder.token_width)}
+        return batch | {"vit_BTND": torch.empty(samples, config.encoder.frames, config.vit.patches, config.vit.width)}
+
+
+def _clips(stage: Train, stages: Stages, resources: "Resources") -> "Batch":
+    """The pixels of one micro-batch, with the cached features of the lower model."""
     import torch
 
     from kinetok.pipelines.models import growable
-    from kinetok.tokenizers import catalog
 
     clips = stages[stage.data]
     assert isinstance(clips, Clips)
@@ -137,7 +166,7 @@ def _rung(stage: Train, stages: Stages, resources: "Resources") -> "tuple[Callab
         with torch.device("meta"), torch.no_grad():
             features = growable(_tokenizer(stage.lower, stages)).growth_features(torch.empty(shape[0], 3, *shape[1:4]))
         batch |= {"full_BDthw": features.full_BDthw, "key_BDthw": features.key_BDthw}
-    return lambda: catalog.trainable(_build(stage, stages), stage.objective), batch
+    return batch
 
 
 def _generator(stage: Diffusion, stages: Stages, resources: "Resources") -> "tuple[Callable[[], Trained], Batch]":
@@ -175,6 +204,13 @@ def _tokenizer(name: str, stages: Stages) -> "Tokenizer":
 
 
 def _build(stage: Train, stages: Stages) -> "Tokenizer":
+    """The model that a stage trains; a vision transformer by its numbers, wherever its weights are."""
     from kinetok.tokenizers import catalog
 
-    return catalog.build(stage.model, _tokenizer(stage.lower, stages) if stage.lower is not None else None)
+    if stage.model is None:
+        assert stage.start is not None, "a job with neither is refused"
+        return _tokenizer(stage.start, stages)
+    config = stage.model
+    if isinstance(config, DivotConfig):
+        config = config.model_copy(update={"vit": config.vit.model_copy(update={"path": None})})
+    return catalog.build(config, _tokenizer(stage.lower, stages) if stage.lower is not None else None)

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from kinetok.tokenizers.base import Tokenizer
+    from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 
 CARD_FILE = "README.md"
 _VALIDATION = "val/"
@@ -35,11 +36,18 @@ _CHOICES = """The published description leaves widths, depths, loss weights and 
 model took: every field of its configuration, with what it decides.
 """
 
+_DIVOT = """## How it decodes
+
+Tokens are read by a frozen vision transformer and an encoder after it ({vit}). Decoding is diffusion: it draws noise from a seed, and
+shows what the tokens say, not the very pixels that were encoded. Another seed gives another video. The method is Divot's (arXiv
+2412.04432); the code was written from its description, and its authors publish their own weights for academic use.
+"""
+
 _OTHERS = "Weights that others trained are used under the licence they were published with.\n"
 
 _NOTICE = """## Before commercial use
 
-This model follows ProMAG (arXiv 2501.05442). The published method may be covered by a patent of its authors' employer; commercial users
+{what} follows ProMAG (arXiv 2501.05442). The published method may be covered by a patent of its authors' employer; commercial users
 should check. The code was written from the public description alone: no code or weights of the authors are in it.
 """
 
@@ -48,24 +56,24 @@ def model_card(model: "Tokenizer", objective: BaseModel | None = None) -> str:
     """The card of `model`, with the loss it was trained by where `objective` is given."""
     rungs, spec = lineage(model), model.spec()
     ours = [_is_promag(rung) for rung in rungs]
-    size = f"{spec.temporal}x{spec.spatial}x{spec.spatial}"
+    divot = _divot(model)
     parts = [
         f"---\nlibrary_name: kinetok\ntags:\n- video\n- tokenizer\n- {spec.tokenizer}\n---\n",
-        f"# {size} video tokenizer, {spec.channels} channels\n\nA `{spec.tokenizer}` tokenizer of kinetok: one token of {spec.channels} "
-        f"numbers stands for {spec.temporal} frames of {spec.spatial} x {spec.spatial} pixels.\n",
-        _table(("", ""), _numbers(rungs)),
+        _grid_title(model) if divot is None else _set_title(divot),
+        _table(("", ""), [*(_grid(model) if divot is None else _set(divot)), *_parameters(rungs)]),
         _USE,
+        *([] if divot is None else [_DIVOT.format(vit=divot.config.vit.title)]),
         "## Lineage\n\nThis model, then each frozen model below it. Equal digests are equal weights.\n",
         _table(("model", "compression", "weights (sha256)"), (_place(rung) for rung in rungs)),
-        *([] if all(ours) else [_OTHERS]),
+        *([_OTHERS] if any(map(_is_foreign, rungs)) else []),
         "## Configuration\n",
         *([_CHOICES] if any(ours) else []),
-        *(f"### `{rung.config.kind}`, {rung.spec().temporal}x\n\n{_fields(rung.config)}" for rung in rungs),
+        *(f"### `{rung.config.kind}`{_rate(rung)}\n\n{_fields(rung.config)}" for rung in rungs),
     ]
     if objective is not None:
         parts += ["## Loss\n", _fields(objective)]
     if any(ours):
-        parts.append(_NOTICE)
+        parts.append(_NOTICE.format(what="This model" if ours[0] else "The autoencoder below this model"))
     return "\n".join(parts)
 
 
@@ -80,9 +88,10 @@ def figures(metrics: Mapping[str, float]) -> str:
 def lineage(model: "Tokenizer") -> "list[Tokenizer]":
     """`model` and what it stands on, the lowest last."""
     from kinetok.tokenizers.causal.rung import Rung  # imports this module
+    from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 
     rungs: list[Tokenizer] = [model]
-    while isinstance(model, Rung) and model.lower is not None:
+    while isinstance(model, Rung | DivotTokenizer) and model.lower is not None:
         model = model.lower
         rungs.append(model)
     return rungs
@@ -95,13 +104,55 @@ def _is_promag(model: "Tokenizer") -> bool:
     return isinstance(model, CausalTokenizer | GrownTokenizer)
 
 
-def _numbers(rungs: "Sequence[Tokenizer]") -> Iterator[tuple[str, str]]:
-    spec = rungs[0].spec()
-    counts = [sum(parameter.numel() for parameter in rung.parameters()) for rung in rungs]
+def _is_foreign(model: "Tokenizer") -> bool:
+    """Whether weights that others trained are in it."""
+    divot = _divot(model)
+    return not _is_promag(model) if divot is None else divot.config.vit.path is not None
+
+
+def _divot(model: "Tokenizer") -> "DivotTokenizer | None":
+    from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
+
+    return model if isinstance(model, DivotTokenizer) else None
+
+
+def _grid_title(model: "Tokenizer") -> str:
+    spec = model.spec()
+    return (
+        f"# {spec.temporal}x{spec.spatial}x{spec.spatial} video tokenizer, {spec.channels} channels\n\nA `{spec.tokenizer}` tokenizer of "
+        f"kinetok: one token of {spec.channels} numbers stands for {spec.temporal} frames of {spec.spatial} x {spec.spatial} pixels.\n"
+    )
+
+
+def _set_title(model: "DivotTokenizer") -> str:
+    config = model.config
+    return (
+        f"# Video tokenizer: {config.encoder.tokens} tokens a window\n\nA `{config.kind}` tokenizer of kinetok: "
+        f"{config.encoder.tokens} tokens of {config.encoder.token_width} numbers stand for a window of {config.frames} frames of "
+        f"{config.edge} x {config.edge} pixels, all of them together.\n"
+    )
+
+
+def _grid(model: "Tokenizer") -> Iterator[tuple[str, str]]:
+    spec = model.spec()
     yield "frames of one token", str(spec.temporal)
     yield "pixels of one token", f"{spec.spatial} x {spec.spatial}"
     yield "channels", str(spec.channels)
     yield "numbers of pixels for one of the latent", f"{3 * spec.temporal * spec.spatial**2 / spec.channels:.4g}"
+
+
+def _set(model: "DivotTokenizer") -> Iterator[tuple[str, str]]:
+    config, encoder = model.config, model.config.encoder
+    yield "frames of a window", f"{config.frames}, {encoder.frames} of them seen by the encoder"
+    yield "pixels of a frame", f"{config.edge} x {config.edge}"
+    yield "tokens of a window", str(encoder.tokens)
+    yield "numbers of a token", str(encoder.token_width)
+    yield "numbers of pixels for one of the tokens", f"{3 * config.frames * config.edge**2 / (encoder.tokens * encoder.token_width):.4g}"
+    yield "vision transformer, frozen", f"{config.vit.title}, sha256 `{model.vit.digest()}`"
+
+
+def _parameters(rungs: "Sequence[Tokenizer]") -> Iterator[tuple[str, str]]:
+    counts = [sum(parameter.numel() for parameter in rung.parameters()) for rung in rungs]
     yield "parameters of its own", f"{counts[0]:,}"
     if len(rungs) > 1:
         yield "parameters of frozen models below", f"{sum(counts[1:]):,}"
@@ -109,7 +160,12 @@ def _numbers(rungs: "Sequence[Tokenizer]") -> Iterator[tuple[str, str]]:
 
 def _place(model: "Tokenizer") -> tuple[str, str, str]:
     spec = model.spec()
-    return f"`{spec.tokenizer}`", f"{spec.temporal}x{spec.spatial}x{spec.spatial}", f"`{spec.weights}`"
+    size = f"{spec.temporal}x{spec.spatial}x{spec.spatial}"
+    return f"`{spec.tokenizer}`", size if spec.layout == "grid" else f"windows of {size}", f"`{spec.weights}`"
+
+
+def _rate(model: "Tokenizer") -> str:
+    return f", {model.spec().temporal}x" if _divot(model) is None else ""
 
 
 def _fields(config: BaseModel) -> str:

@@ -10,22 +10,25 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from kinetok.tokenizers.base import CONFIG_FILE, Config, ModelConfig, Tokenizer
 from kinetok.tokenizers.causal.autoencoder import CausalTokenizer
 from kinetok.tokenizers.causal.grown import GrownTokenizer
 from kinetok.tokenizers.causal.rung import Rung
 from kinetok.tokenizers.causal.training import ReconstructionObjective, RungTrainable
+from kinetok.tokenizers.divot.frame_vae import FrameVAE
+from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
+from kinetok.tokenizers.divot.training import DivotObjective, DivotTrainable
 from kinetok.tokenizers.pretrained.base import CLASS_KEY, Pretrained
 from kinetok.tokenizers.pretrained.cogvideox import CogVideoXTokenizer
 from kinetok.tokenizers.pretrained.cosmos import CosmosTokenizer
 from kinetok.tokenizers.pretrained.ltx import LTXTokenizer
 from kinetok.tokenizers.pretrained.wan import WanTokenizer
 
-TOKENIZERS: tuple[type[Tokenizer], ...] = (CausalTokenizer, GrownTokenizer)
+TOKENIZERS: tuple[type[Tokenizer], ...] = (CausalTokenizer, GrownTokenizer, DivotTokenizer)
 """What jobs build and train."""
-PRETRAINED: tuple[type[Pretrained], ...] = (WanTokenizer, CosmosTokenizer, CogVideoXTokenizer, LTXTokenizer)
+PRETRAINED: tuple[type[Pretrained], ...] = (WanTokenizer, CosmosTokenizer, CogVideoXTokenizer, LTXTokenizer, FrameVAE)
 """What others trained: loaded as diffusers saved it, never built from a config."""
 BY_KIND = {str(model.config_class.model_fields["kind"].default): model for model in TOKENIZERS}
 BY_CLASS = {adapter.class_name: adapter for adapter in PRETRAINED}
@@ -36,7 +39,22 @@ else:
     TokenizerConfig = Annotated[reduce(or_, (model.config_class for model in TOKENIZERS)), Field(discriminator="kind")]
 """What a job file may say under `model:`."""
 
-ObjectiveConfig: TypeAlias = ReconstructionObjective
+RECONSTRUCTION, DIVOT = "reconstruction", "divot"
+
+
+def _objective_kind(given: object) -> str:
+    """The kind that an objective names; one that names none is for reconstruction, of which alone there used to be jobs."""
+    if isinstance(given, dict):
+        return str(given.get("kind", RECONSTRUCTION))
+    return DIVOT if isinstance(given, DivotObjective) else RECONSTRUCTION
+
+
+if TYPE_CHECKING:
+    ObjectiveConfig: TypeAlias = ReconstructionObjective | DivotObjective
+else:
+    ObjectiveConfig = Annotated[
+        Annotated[ReconstructionObjective, Tag(RECONSTRUCTION)] | Annotated[DivotObjective, Tag(DIVOT)], Discriminator(_objective_kind)
+    ]
 """What a job file may say under `objective:`."""
 
 
@@ -66,8 +84,10 @@ def adapter_of(class_name: str) -> type[Pretrained]:
     return BY_CLASS[class_name]
 
 
-def trainable(model: Tokenizer, objective: Config) -> RungTrainable:
+def trainable(model: Tokenizer, objective: Config) -> RungTrainable | DivotTrainable:
     """What `kinetok.infra.training.fit` needs to train `model`."""
     if isinstance(model, Rung) and isinstance(objective, ReconstructionObjective):
         return RungTrainable(model, objective)
+    if isinstance(model, DivotTokenizer) and isinstance(objective, DivotObjective):
+        return DivotTrainable(model, objective)
     raise ValueError(f"a {model.config.kind!r} model is not trained by a {type(objective).__name__}")

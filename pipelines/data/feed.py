@@ -1,4 +1,5 @@
-"""`ClipFeed`: what feeds training, from a clip index and, where a lower stage's features were cached, from its shards.
+"""`ClipFeed`: what feeds a rung's training, from a clip index and, where a lower stage's features were cached, from its shards.
+`OrderedClips` is what it shares with the other feeds on clips (`divot_feed.py`): which clips, in which order, and their files.
 
 Sample p of the job is the same clip with the same seed whatever the number of workers, loader processes or the micro-batch, and whether
 features come from a cache or are computed on the fly (contract 5). Clips are decoded when they are needed, in the training worker itself
@@ -7,7 +8,7 @@ or in `loaders` processes beside it. Not covered: the order itself (`order.py`),
 Legend: B samples, T H W C frames, rows, columns, colours; D t h w trunk features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +25,8 @@ from kinetok.pipelines.data.order import Order, sample_seed
 from kinetok.pipelines.data.positions import Split, by_position, require_batch
 from kinetok.pipelines.data.reasons import BadVideo
 from kinetok.pipelines.data.token_shards import SHARDS_HELD, TokenShards
+
+FEATURES = "features"
 
 
 @dataclass(frozen=True)
@@ -53,43 +56,60 @@ class ClipFeed:
     def load(self, positions: list[int]) -> Batch:
         """The samples at these global positions."""
         opened = self._opened
-        rows = [opened.rows[shard][index] for shard, index in opened.order.at(np.array(positions, dtype=np.int64))]
-        batch = {
-            "video_BTHWC": torch.from_numpy(np.stack([opened.read_clip(int(row)) for row in rows])),
-            "seed_B": torch.tensor([sample_seed(self.seed, position) for position in positions]),
-        }
-        if opened.features is not None:
-            tensors = [opened.features.read(int(opened.feature_rows[row])) for row in rows]
+        rows = opened.rows_at(positions)
+        batch = {"video_BTHWC": opened.videos(rows), "seed_B": opened.seeds(positions)}
+        if self.features is not None:
+            tensors = opened.cached(FEATURES, rows)
             batch["full_BDthw"] = torch.stack([item["full"] for item in tensors]).float()
             batch["key_BDthw"] = torch.stack([item["key"] for item in tensors]).float()
         return batch
 
     @cached_property
-    def _opened(self) -> "_Opened":
-        return _Opened(self)
+    def _opened(self) -> "OrderedClips":
+        caches = {} if self.features is None else {FEATURES: _growth_features(self.features)}
+        return OrderedClips(self.clips, self.split, self.seed, caches)
 
     def __reduce__(self) -> tuple[type["ClipFeed"], tuple[object, ...]]:
         """Pickle the description only: each process opens its own files."""
         return type(self), (self.clips, self.split, self.seed, self.features, self.loaders)
 
 
-class _Opened:
-    """The files behind a feed, in one process."""
+class OrderedClips:
+    """The files behind a feed, in one process: the clips of one split that every cache has, in the order of training."""
 
-    def __init__(self, feed: ClipFeed) -> None:
-        self.index = ClipIndex.open(feed.clips)
-        self.features = None if feed.features is None else _open_features(feed.features, self.index)
-        self.wanted = pc.equal(self.index.rows["split"], feed.split).to_numpy(zero_copy_only=False)
-        self.feature_rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        if self.features is not None:
-            self.feature_rows = self.features.find(self.index.rows["id"])
-            self.wanted &= self.feature_rows >= 0
-        self.rows = [rows for shard in self.index.shards if len(rows := shard[self.wanted[shard]])]
+    def __init__(self, clips: Artifact, split: Split, seed: int, caches: Mapping[str, TokenShards]) -> None:
+        self.index, self.seed, self.caches = ClipIndex.open(clips), seed, caches
+        for name, shards in caches.items():
+            if shards.spec.recipe != self.index.recipe:
+                raise ContractError(
+                    f"the {name} were made of other pixels: recipe {shards.spec.recipe}, the clips have {self.index.recipe}"
+                )
+        wanted = pc.equal(self.index.rows["split"], split).to_numpy(zero_copy_only=False)
+        self.places = {name: shards.find(self.index.rows["id"]) for name, shards in caches.items()}
+        for found in self.places.values():
+            wanted = wanted & (found >= 0)
+        self.rows = [rows for shard in self.index.shards if len(rows := shard[wanted[shard]])]
         if not self.rows:
-            raise DataError(f"{feed.clips.name} has no clips in the {feed.split} split: change val_fraction or the filters of `clips`")
-        self.order = Order(tuple(len(rows) for rows in self.rows), seed=feed.seed, window=SHARDS_HELD)
+            raise DataError(f"{clips.name} has no clips in the {split} split: change val_fraction or the filters of `clips`")
+        self.order = Order(tuple(len(rows) for rows in self.rows), seed=seed, window=SHARDS_HELD)
 
-    def read_clip(self, row: int) -> NDArray[np.uint8]:
+    def rows_at(self, positions: list[int]) -> list[int]:
+        """Rows of the index at these global positions."""
+        return [int(self.rows[shard][index]) for shard, index in self.order.at(np.array(positions, dtype=np.int64))]
+
+    def seeds(self, positions: list[int]) -> torch.Tensor:
+        """The samples' own random seeds, int64."""
+        return torch.tensor([sample_seed(self.seed, position) for position in positions])
+
+    def cached(self, name: str, rows: list[int]) -> list[dict[str, torch.Tensor]]:
+        """What the cache `name` holds of these rows."""
+        return [self.caches[name].read(int(self.places[name][row])) for row in rows]
+
+    def videos(self, rows: list[int]) -> torch.Tensor:
+        """The pixels of these rows, uint8 (B, T, H, W, C)."""
+        return torch.from_numpy(np.stack([self._read_clip(row) for row in rows]))
+
+    def _read_clip(self, row: int) -> NDArray[np.uint8]:
         """The pixels of one clip; raises DataError naming the clip that can no longer be decoded."""
         try:
             return self.index.read_clip(row)
@@ -101,10 +121,8 @@ class _Opened:
             ) from error
 
 
-def _open_features(artifact: Artifact, index: ClipIndex) -> TokenShards:
+def _growth_features(artifact: Artifact) -> TokenShards:
     shards = TokenShards.open(artifact)
     if shards.spec.content != "features":
         raise ContractError(f"{artifact.name} holds {shards.spec.content}, growing needs content: features")
-    if shards.spec.recipe != index.recipe:
-        raise ContractError(f"{artifact.name} was made of other pixels: recipe {shards.spec.recipe}, the clips have {index.recipe}")
     return shards

@@ -14,7 +14,7 @@ Legend: B clips, T H W C frames, rows, columns, channels, D trunk width, t h w l
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -65,6 +65,8 @@ class AdversarialConfig(Config):
 class ReconstructionObjective(Config):
     """Weights of the loss of a ladder's rung."""
 
+    # Not dumped: it would give every rung that was trained before there were other kinds another key.
+    kind: Annotated[Literal["reconstruction"], Field(exclude=True)] = "reconstruction"
     kl: Annotated[float, Field(ge=0)] = 1e-6
     """Weight of the KL term, in nats per latent number, against the mean absolute error of pixels in [-1, 1]."""
     perceptual: PerceptualConfig | None = None

@@ -75,8 +75,7 @@ class DivotTokenizer(Tokenizer):
         self.encoder = TokenEncoder(config.encoder, config.vit.width, config.vit.patches)
         self.detokenizer = Detokenizer(config.detokenizer, config.encoder.token_width)
         if isinstance(lower, FrameVAE):
-            scale_Z = torch.full((channels,), 1 / lower.config.scaling_factor)
-            self.detokenizer.set_statistics(torch.zeros(channels), scale_Z)
+            self.detokenizer.std_Z.fill_(1 / lower.config.scaling_factor)
 
     @property
     def vit(self) -> FrozenViT:
@@ -117,10 +116,7 @@ class DivotTokenizer(Tokenizer):
 
     def vit_features(self, video_BCTHW: Tensor) -> Tensor:
         """What the token encoder is trained from, (B * windows, F, P, D): features of five frames of each window."""
-        window_BCTHW = self.windows(video_BCTHW)
-        seen = frames.sparse_indices(self.config.frames, self.config.encoder.frames)
-        features_FPD: Tensor = self.vit(window_BCTHW[:, :, seen].transpose(1, 2).flatten(0, 1))
-        return torch.unflatten(features_FPD, 0, (-1, len(seen)))
+        return self.vit.seen(self.windows(video_BCTHW), self.config.encoder.frames)
 
     def windows(self, video_BCTHW: Tensor) -> Tensor:
         """The windows of every video one after the other, (B * windows, 3, `frames`, H, W)."""

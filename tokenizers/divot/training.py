@@ -37,6 +37,7 @@ from kinetok.tokenizers.divot.vit import FrozenViT
 
 DIVOT = "divot"
 JOINT: Final = "joint"
+ADAPT: Final = "adapt"
 PUBLISHED_DROP = 0.05
 EVALUATION_STEPS = (100, 300, 500, 700, 900)
 """Midpoints of five equal parts of the schedule: the same at every evaluation, so that figures of different steps compare."""
@@ -45,6 +46,7 @@ EVALUATION_STEPS = (100, 300, 500, 700, 900)
 class DivotObjective(Config):
     """Which stage of Divot's training, and what of it is open."""
 
+    kind: Literal["divot"] = "divot"
     players: ClassVar[tuple[str, ...]] = (DIVOT,)
     """Names of what gets an optimizer."""
     stage: Literal["joint", "refine", "adapt"] = JOINT
@@ -123,16 +125,13 @@ class DivotPlayer(nn.Module):
 
     def latents(self, batch: Batch) -> Tensor:
         """Normalised latents (B, Z, T, h, w), cached or made by the frozen autoencoder."""
-        if "latent_BTZhw" in batch:
-            return self.detokenizer.normalise(batch["latent_BTZhw"].transpose(1, 2).float())
-        return self.detokenizer.normalise(self.source[0].lower.encode(self.source[0].windows(pixels(batch))).values)
+        return self.detokenizer.normalise(latents(self.source[0], batch))
 
     def tokens(self, batch: Batch) -> Tensor:
         """Tokens of the batch (B, N, D), with a gradient to the encoder in the joint stage."""
         if self.encoder is None and "token_BND" in batch:
             return batch["token_BND"].float()
-        vit_BTND = batch["vit_BTND"].float() if "vit_BTND" in batch else self.source[0].vit_features(pixels(batch))
-        return self._encode(vit_BTND)
+        return self._encode(features(self.source[0], batch))
 
     def null_tokens(self) -> Tensor:
         """Tokens of a grey clip, (1, N, D)."""
@@ -145,6 +144,18 @@ class DivotPlayer(nn.Module):
         with torch.no_grad():
             frozen_BND: Tensor = self.source[0].encoder(vit_BTND)
             return frozen_BND
+
+
+def latents(model: DivotTokenizer, batch: Batch) -> Tensor:
+    """Latents (B, Z, T, h, w) as the frozen autoencoder makes them, cached or made now."""
+    if "latent_BTZhw" in batch:
+        return batch["latent_BTZhw"].transpose(1, 2).float()
+    return model.lower.encode(model.windows(pixels(batch))).values
+
+
+def features(model: DivotTokenizer, batch: Batch) -> Tensor:
+    """Features (B, T, N, D) of the frozen vision transformer, cached or made now."""
+    return batch["vit_BTND"].float() if "vit_BTND" in batch else model.vit_features(pixels(batch))
 
 
 class DivotTrainable:

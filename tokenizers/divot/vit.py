@@ -4,7 +4,7 @@ The published one is OpenCLIP's ViT-H/14 on LAION-2B. Its features are those of 
 is transformers' `last_hidden_state`; the class token is left out. Without a path there is an "untrained" one, with random weights of a
 fixed seed, for runs without a network: it tells pictures apart, it does not understand them.
 
-Legend: F frames, C channels, H W pixels, N patches, D width.
+Legend: B clips, T frames of a clip, F frames, C channels, H W pixels, N patches, D width.
 """
 
 from pathlib import Path
@@ -15,7 +15,8 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinetok.tokenizers.base import Config, Count, weights_digest
+from kinetok.tokenizers.base import Config, Count, Tokens, TokenSpec, weights_digest
+from kinetok.tokenizers.divot import frames
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -25,6 +26,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of the pixels in [0, 1] that CLIP was trained on."""
 MLP_RATIO = 4
 UNTRAINED_SEED = 0
+VIT = "vit"
+"""What the token contract calls features that are cached."""
 
 
 class VitConfig(Config):
@@ -51,6 +54,11 @@ class VitConfig(Config):
         """Patches of one frame."""
         return (self.edge // self.patch) ** 2
 
+    @property
+    def title(self) -> str:
+        """What it is called where people read of it."""
+        return self.path or f"untrained ({self.depth} layers of {self.width})"
+
 
 class FrozenViT(nn.Module):
     """Frames in [-1, 1] to patch features. Never trained: its features are cached."""
@@ -76,6 +84,11 @@ class FrozenViT(nn.Module):
         features: Tensor = self.model(pixel_values=pixels_FCHW).last_hidden_state
         return features[:, 1:]
 
+    def seen(self, window_BCTHW: Tensor, count: int) -> Tensor:
+        """Features of `count` frames of each window, equal steps apart, (B, `count`, N, D)."""
+        chosen_BCTHW = window_BCTHW[:, :, frames.sparse_indices(window_BCTHW.shape[2], count)]
+        return torch.unflatten(self(chosen_BCTHW.transpose(1, 2).flatten(0, 1)), 0, (-1, count))
+
     def digest(self) -> str:
         """sha256 over the weights."""
         return weights_digest(self.model)
@@ -83,6 +96,26 @@ class FrozenViT(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model in transformers' format."""
         self.model.save_pretrained(folder)
+
+
+class ClipFeatures(nn.Module):
+    """A frozen vision transformer on the frames of a clip that Divot sees, as what caches them takes it: each clip is one window."""
+
+    def __init__(self, vit: FrozenViT, count: int) -> None:
+        super().__init__()
+        self.vit = vit
+        self.count = count
+
+    def spec(self) -> TokenSpec:
+        """Patches of single frames, as a sequence of continuous tokens."""
+        config = self.vit.config
+        return TokenSpec(
+            tokenizer=VIT, weights=self.vit.digest(), layout="sequence", channels=config.width, temporal=1, spatial=config.patch
+        )
+
+    def encode(self, video_BCTHW: Tensor) -> Tokens:
+        """Features (B, F, N, D) of a video in [-1, 1]."""
+        return Tokens(self.vit.seen(video_BCTHW, self.count), frames=video_BCTHW.shape[2])
 
 
 def preprocess(frames_FCHW: Tensor, edge: int) -> Tensor:

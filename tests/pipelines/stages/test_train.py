@@ -79,7 +79,7 @@ def untrained(out: Folder, finish: Finish) -> Artifact:
     """A base model as `train` leaves it, without the training."""
     torch.manual_seed(0)
     stage = Train.model_validate(BASE)
-    train.build_trainable(stage.model, stage.objective, None).export(out.local / "model")
+    train.build_trainable(train.Source(stage.model, None, None), stage.objective).export(out.local / "model")
     return finish(out, "train", Counts())
 
 
@@ -227,4 +227,4 @@ def test_what_cannot_train_is_refused_when_the_job_is_read(changes: dict[str, di
 
 def test_objectives_name_what_they_train() -> None:
     stage = Train.model_validate(BASE)
-    assert tuple(train.build_trainable(stage.model, stage.objective, None).players) == stage.objective.players
+    assert tuple(train.build_trainable(train.Source(stage.model, None, None), stage.objective).players) == stage.objective.players

@@ -1,0 +1,93 @@
+"""`DivotFeed`: what feeds the training of a Divot tokenizer: cached latents and cached features or tokens of clips, or their pixels.
+
+Sample p is the same clip with the same seed whatever is cached (contract 5), in the order of `ClipFeed`. With latents, and features or
+tokens, no pixel is read. Tensors stay in the type they are stored in; the trainable widens them on its device. Not covered: what the
+caches are made by (`stages/encode.py`, `stages/vit.py`).
+
+Legend: B clips, T frames seen or latent steps, Z h w latents, N patches or tokens, D width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from kinetok.infra.artifact import Artifact
+from kinetok.infra.training import Batch
+from kinetok.pipelines.data.feed import OrderedClips
+from kinetok.pipelines.data.positions import Split, by_position, require_batch
+from kinetok.pipelines.data.token_shards import TOKENS as STORED
+from kinetok.pipelines.data.token_shards import TokenShards
+
+LATENTS, FEATURES, TOKENS = "latents", "features", "tokens"
+
+
+@dataclass(frozen=True)
+class DivotCaches:
+    """What of a clip is cached; None is made on the fly."""
+
+    latents: Artifact | None = None
+    """Tokens of the frozen autoencoder."""
+    features: Artifact | None = None
+    """Of the frozen vision transformer."""
+    tokens: Artifact | None = None
+    """In place of features: encoded, or drawn by a language model."""
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """Those that are there, by name."""
+        named = {LATENTS: self.latents, FEATURES: self.features, TOKENS: self.tokens}
+        return {name: artifact for name, artifact in named.items() if artifact is not None}
+
+
+@dataclass(frozen=True)
+class DivotFeed:
+    """The samples of one split in endless seeded order; a `kinetok.infra.training.Feed`.
+
+    Batches hold `seed_B` (int64), `latent_BTZhw` where latents are cached, `token_BND` or `vit_BTND` where tokens or features are, and
+    `video_BTHWC` (uint8) where anything has to be made of pixels. Raises DataError on an empty split, or one too small to train on.
+    """
+
+    clips: Artifact
+    split: Split
+    seed: int
+    caches: DivotCaches = DivotCaches()
+    loaders: int = 0
+    """Loader processes of each training worker; 0 loads in the worker itself."""
+
+    def __len__(self) -> int:
+        """Samples of one epoch."""
+        return len(self._opened.order)
+
+    def batches(self, *, start: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
+        """This rank's micro-batches of `batch` samples from global position `start` on, without end."""
+        require_batch(self.clips, self.split, len(self), batch * world)
+        return by_position(self, start=start, batch=batch, rank=rank, world=world)
+
+    def load(self, positions: list[int]) -> Batch:
+        """The samples at these global positions."""
+        opened, found = self._opened, self.caches.artifacts
+        rows = opened.rows_at(positions)
+        batch = {"seed_B": opened.seeds(positions)}
+        if LATENTS in found:
+            batch["latent_BTZhw"] = self._stored(LATENTS, rows).transpose(1, 2)
+        if TOKENS in found:
+            batch["token_BND"] = self._stored(TOKENS, rows)
+        elif FEATURES in found:
+            batch["vit_BTND"] = self._stored(FEATURES, rows)
+        if LATENTS not in found or not {TOKENS, FEATURES} & found.keys():
+            batch["video_BTHWC"] = opened.videos(rows)
+        return batch
+
+    def _stored(self, name: str, rows: list[int]) -> torch.Tensor:
+        return torch.stack([item[STORED] for item in self._opened.cached(name, rows)])
+
+    @cached_property
+    def _opened(self) -> OrderedClips:
+        shards = {name: TokenShards.open(artifact) for name, artifact in self.caches.artifacts.items()}
+        return OrderedClips(self.clips, self.split, self.seed, shards)
+
+    def __reduce__(self) -> tuple[type["DivotFeed"], tuple[object, ...]]:
+        """Pickle the description only: each process opens its own files."""
+        return type(self), (self.clips, self.split, self.seed, self.caches, self.loaders)
