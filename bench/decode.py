@@ -29,7 +29,7 @@ def bare_rate(index: ClipIndex) -> float:
 def ray_rate(index: ClipIndex, encoding: Encoding) -> float:
     """One decode task at a time, through Ray Data's operators and object store."""
     units = [unit for shard in range(len(index.shards)) for unit in cut_units(index, shard, encoding.unit_clips)]
-    bundles = decoded(index, units, encoding, reserved=1).iter_internal_ref_bundles()
+    bundles = decoded(index, units, encoding, actors=1).iter_internal_ref_bundles()
     return steady_rate((bundle.num_rows() for bundle in bundles), warm=len(index) // (CYCLES + 1))
 
 

@@ -20,7 +20,7 @@ from kinetok.infra import errors
 from kinetok.infra.config import Config
 from kinetok.infra.errors import Cancelled, ConfigError, DataError, KinetokError, StoreError, TrainingError
 from kinetok.infra.metrics_log import last_line, step_of
-from kinetok.infra.stage import Progress, Resources
+from kinetok.infra.stage import Ask, Progress, Resources
 from kinetok.infra.storage import Folder
 
 if TYPE_CHECKING:
@@ -148,11 +148,11 @@ def fit(
     for name, feed in (("training", train), ("validation", validation)):
         if feed is not None and not len(feed):
             raise DataError(f"the {name} feed is empty: look at the filters, the split and the quarantine of its clips")
-    from kinetok.infra import checkpoint, launch
+    from kinetok.infra import capacity, checkpoint, launch
     from kinetok.infra.training import Work
 
     launch.start_ray()
-    launch.require_capacity(resources)
+    capacity.require({"fit": [Ask("training worker", resources.worker, resources.workers)]})
     turn = _next_turn(out)
     out.write_text(TURN, turn)
     start = checkpoint.claim(out / RUNS, out / STARTS, turn)

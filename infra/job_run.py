@@ -42,6 +42,10 @@ class JobRun(Config):
     ended: str | None = None
     host: str
     commit: str | None = None
+    submission: str | None = None
+    """Id of the Ray job that `kinetok submit` made of it."""
+    wheel: str | None = None
+    """File name of the wheel that was sent, whose version ends in a digest of the code."""
     stages: dict[str, StageRun]
 
     @property

@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from kinetok.infra.errors import ConfigError, KinetokError, StoreError, TrainingError
 from kinetok.infra.fit import ATTEMPTS, RUNS, outcome_name
-from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.infra.wheel import build_wheel
 
@@ -31,41 +30,69 @@ RAY_DEFAULTS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray runs workers at niceness 15: on a small machine its own daemons then push a training step off its core, for a tenth of its time.
     "RAY_worker_niceness": "0",
 }
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""On Linux as elsewhere, lets every port of a cluster of one machine listen on 127.0.0.1 alone; without it, on all interfaces."""
+PLENTY = 1e6
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 _STARTING = threading.Lock()
 
 
-def start_ray(*, cpus: int | None = None) -> None:
-    """Join `RAY_ADDRESS` if set, else start a local cluster with `cpus` (default: the machine's cores); a second call does nothing."""
+def start_ray(*, cpus: int | None = None, custom: Iterable[str] = ()) -> None:
+    """Join `RAY_ADDRESS` if set, else start a local cluster with `cpus` (default: the machine's cores); a second call does nothing.
+
+    A local cluster has plenty of each of the `custom` resources: this machine is every group of nodes that a job may name.
+    """
     for name, value in RAY_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    with _STARTING:
+    with _STARTING, _environment({} if joins() else LOOPBACK):
         import ray
 
         if not ray.is_initialized():
-            _in_lasting_thread(partial(_connect, cpus))
+            _in_lasting_thread(partial(_connect, cpus, dict.fromkeys(custom, PLENTY)))
 
 
-def _connect(cpus: int | None) -> None:
+def joins() -> bool:
+    """Whether Ray is a cluster that is there, rather than one of our own."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def _connect(cpus: int | None, custom: dict[str, float]) -> None:
     import ray
 
-    if os.environ.get("RAY_ADDRESS"):
+    if joins():
         # A submitted Ray job came with its own modules, and Ray refuses a second set.
         ray.init(log_to_driver=False, runtime_env=None if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else shipped())
         return
     ray.init(
+        "local",  # never a cluster that somebody started on this machine for something else
         num_cpus=cpus or os.cpu_count(),
+        resources=custom,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
         _temp_dir=_short_folder(),
     )
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables that processes started in the block inherit, and nothing started later."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _in_lasting_thread(start: Callable[[], None]) -> None:
@@ -94,19 +121,6 @@ def shipped() -> dict[str, object]:
     return {"py_modules": [str(build_wheel(folder))]}
 
 
-def require_capacity(resources: Resources) -> None:
-    """Raise ConfigError where the cluster could never hold all training workers at once; they would wait for ever."""
-    import ray
-
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    for name, each in (("CPU", resources.cpus), ("GPU", resources.gpus)):
-        if resources.workers * each > have.get(name, 0):
-            raise ConfigError(
-                f"{resources.workers} workers x {each:g} {name} need {resources.workers * each:g} {name}, "
-                f"the cluster has {have.get(name, 0):g}: lower workers or {name.lower()}s in resources"
-            )
-
-
 def run_workers(work: "Work") -> None:
     """Run the training loop on Ray Train workers to its end; checkpoints go below `work.out`. Raises TrainingError when they keep dying."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -117,9 +131,10 @@ def run_workers(work: "Work") -> None:
         _worker,
         train_loop_config={"work": work},
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            # A range is what Ray Train's second version takes; its annotation is the first one's.
+            num_workers=(resources.workers, resources.max_workers) if resources.max_workers else resources.workers,  # type: ignore[arg-type]
             use_gpu=resources.gpus > 0,
-            resources_per_worker={"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {}),
+            resources_per_worker=resources.worker,
         ),
         run_config=RunConfig(
             name=work.turn,

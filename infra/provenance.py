@@ -4,17 +4,41 @@ Nothing here is part of a key. Not covered: the content of uncommitted changes, 
 """
 
 import importlib.metadata
+import json
+import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import kinetok
 
 PACKAGES = ("kinetok", "torch", "ray", "deepspeed", "mlflow", "av", "numpy", "pyarrow", "pydantic", "safetensors", "webdataset")
+WHEEL = "kinetok.wheel"
+COMMIT = "kinetok.commit"
+"""Names in the metadata of a Ray job."""
 
 
 def commit() -> str | None:
-    """Git commit of the checkout this package is imported from, `+dirty` appended where it has changes; None outside one."""
+class Submission(NamedTuple):
+    """What `kinetok submit` says of the Ray job that this process drives."""
+
+    id: str
+    wheel: str
+    """File name of the wheel it runs, whose version ends in a digest of the code."""
+    commit: str | None
+    """Of the checkout that the wheel was made of."""
+
+
+def submission() -> Submission | None:
+    """The Ray job that this process drives, None where `kinetok submit` sent none."""
+    told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
+    return Submission(told["job_submission_id"], told[WHEEL], told.get(COMMIT)) if WHEEL in told else None
+
+
+    """Git commit of the checkout that this package comes from, `+dirty` appended where it has changes; None outside one."""
+    if (sent := submission()) is not None:
+        return sent.commit
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     head = _git("rev-parse", "HEAD")

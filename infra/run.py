@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -31,7 +31,7 @@ from kinetok.infra.job import Job, Tracking
 from kinetok.infra.job_run import RUNS, JobRun, StageRun, Status
 from kinetok.infra.plan import Step, check_inputs, input_info, plan
 from kinetok.infra.progress import Board, Row
-from kinetok.infra.provenance import commit, environment
+from kinetok.infra.provenance import commit, environment, submission
 from kinetok.infra.stage import StageContext
 from kinetok.infra.storage import Folder
 
@@ -40,6 +40,8 @@ MADE_OF = f"{WORK}/inputs.json"
 POLL_SECONDS = 1.0
 """Between two looks at an artifact that another run is building."""
 MIRROR_SECONDS = 10.0
+WATCH_SECONDS = 5.0
+"""Between two looks at what a stage without progress waits for."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def run(job: Job, store: Store, selection: Selection = Selection(), *, console: 
     chosen = selection.names(job)
     steps = plan(job, store, chosen if selection.force else ())
     _require_inputs(steps, chosen)
+    _require_room(steps, chosen)
     console = console or Console(stderr=True)
     with Board.of([step.name for step in steps if step.name in chosen], console) as board:
         return _Runner(job, store, steps, chosen, board).run()
@@ -101,7 +104,17 @@ class _Runner:
         stages = {step.name: StageRun(kind=step.stage.kind, key=step.key, folder=str(step.folder)) for step in self.steps.values()}
         now = datetime.now(UTC)
         run_id = f"{now:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
-        self.state = JobRun(run_id=run_id, job=job.name, started=now.isoformat(), host=socket.gethostname(), commit=commit(), stages=stages)
+        sent = submission()
+        self.state = JobRun(
+            run_id=run_id,
+            job=job.name,
+            started=now.isoformat(),
+            host=socket.gethostname(),
+            commit=commit(),
+            submission=sent.id if sent else None,
+            wheel=sent.wheel if sent else None,
+            stages=stages,
+        )
         self.mirror = _Mirror(store, run_id, job.tracking, board)
 
     def run(self) -> JobRun:
@@ -111,9 +124,28 @@ class _Runner:
             while self.waiting or self.running:
                 self._start_ready()
                 if self.running:
-                    self._handle(self.events.get())
+                    self._await_event()
             self._update(ended=_now())
         return self.state
+
+    def _await_event(self) -> None:
+        """Handle what happens next; while nothing does, say what stages without progress wait for."""
+        try:
+            self._handle(self.events.get(timeout=WATCH_SECONDS))
+        except queue.Empty:
+            for name in self.running:
+                self._note_waiting(self.steps[name], self.board.rows[name])
+
+    def _note_waiting(self, step: Step, row: Row) -> None:
+        """Where a stage has not made a first step since it began, say what of it finds no room on the cluster."""
+        if not step.stage.uses_ray or row.rate is not None:
+            return
+        from kinetok.infra import capacity
+
+        said = row.note.startswith(capacity.WAITS)
+        if row.note and not said:
+            return
+        row.note = capacity.waiting(step.stage.asks(step.resources))
 
     def _start_ready(self) -> None:
         """Settle or start every stage whose inputs have ended."""
@@ -273,12 +305,14 @@ class _Runner:
 
     def _start_ray(self, step: Step) -> None:
         """Start or join a Ray cluster, once; stages that need it at the same time wait for each other."""
+        from kinetok.infra import capacity
         from kinetok.infra.launch import start_ray
 
         with self.ray:
             self.board.rows[step.name].note = "starts Ray"
-            start_ray()
+            start_ray(custom=_custom(self.steps.values()))
             self.board.rows[step.name].note = ""
+        capacity.require({step.name: step.stage.asks(step.resources)})
 
 
 class _Mirror:
@@ -357,6 +391,22 @@ def _require_inputs(steps: Sequence[Step], chosen: set[str]) -> None:
                 raise ConfigError(
                     f"{step.name} needs {', '.join(missing)}, which is not built yet: select it too, or run the whole job first"
                 )
+
+
+def _require_room(steps: Sequence[Step], chosen: set[str]) -> None:
+    """Raise ConfigError where the cluster that is joined could never hold one of the stages to be built."""
+    due = [step for step in steps if step.name in chosen and step.artifact is None and step.stage.uses_ray]
+    if due and os.environ.get("RAY_ADDRESS"):
+        from kinetok.infra import capacity
+        from kinetok.infra.launch import start_ray
+
+        start_ray()
+        capacity.require({step.name: step.stage.asks(step.resources) for step in due})
+
+
+def _custom(steps: Iterable[Step]) -> set[str]:
+    """Names of the custom resources that steps ask for."""
+    return {name for step in steps for asked in (step.resources.custom, step.resources.decoder_custom) for name in asked}
 
 
 def _cpus(step: Step) -> float:

@@ -8,9 +8,9 @@ Not covered: planning and running (`job.py`), files (`artifact.py`).
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Protocol, get_args
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias, get_args
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictInt, model_validator
 from pydantic_core import core_schema
 
 from kinetok.infra.artifact import Artifact, Counts
@@ -40,15 +40,29 @@ class Produces:
         object.__setattr__(self, "kinds", kinds)
 
 
+Amount: TypeAlias = Annotated[float, Field(gt=0)]
+ACCELERATOR = "accelerator_type:"
+"""What Ray's resource that marks a node by its accelerator begins with."""
+_BUILT_IN = ("CPU", "GPU", "memory", "object_store_memory")
+
+
 class Resources(Config):
     """Where and how fast a stage runs; never part of its key."""
 
     workers: Annotated[StrictInt, Field(ge=1)] = 1
-    """Training workers, or model actors of `encode`."""
+    """Training workers, or model actors of `encode` and `text`."""
+    max_workers: Annotated[StrictInt, Field(ge=1)] | None = None
+    """As many workers where the cluster has room, and never fewer than `workers`; None: `workers`."""
     cpus: Annotated[float, Field(ge=0)] = 1.0
     """CPUs of one worker; also its intra-op threads."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of one worker."""
+    memory: Annotated[float, Field(ge=0)] = 0.0
+    """Bytes of its node's memory that Ray sets aside for one worker."""
+    accelerator: str | None = None
+    """Accelerator that a worker's node must have, as Ray names it: `A100`, `H100`, `L4`."""
+    custom: dict[str, Amount] = Field(default_factory=dict)
+    """Custom resources of one worker: `{trainer: 1}` keeps workers on the nodes that Ray was started on with `trainer`."""
     decoders: Annotated[StrictInt, Field(ge=1)] | None = None
     """Decode tasks at a time; None leaves it to Ray Data."""
     loaders: Annotated[StrictInt, Field(ge=0)] = 0
@@ -67,6 +81,39 @@ class Resources(Config):
 
 class Progress(Protocol):
     """What a stage reports while it runs; each call raises Cancelled once the run was asked to stop."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.max_workers is not None and self.max_workers < self.workers:
+            raise ValueError(f"max_workers {self.max_workers} is less than workers {self.workers}")
+        for name in (*self.custom, *self.decoder_custom):
+            if name in _BUILT_IN or ":" in name:
+                raise ValueError(f"custom resource {name!r}: Ray itself counts that one; say cpus, gpus, memory or accelerator")
+        return self
+
+    @property
+    def worker(self) -> dict[str, float]:
+        """What one worker asks of its node, by Ray's names."""
+        asked = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory, **self.custom}
+        kind = {f"{ACCELERATOR}{self.accelerator}": 0.001} if self.accelerator else {}
+        return {name: amount for name, amount in asked.items() if amount} | kind
+
+    @property
+    def decoder(self) -> dict[str, float]:
+        """What one decode task asks of its node, by Ray's names."""
+        return {"CPU": 1.0, **self.decoder_custom}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Processes that a stage needs a Ray cluster to hold."""
+
+    what: str
+    """One of them, as a user calls it."""
+    each: Mapping[str, float]
+    """What one asks of its node, by Ray's names."""
+    together: int = 1
+    """How many must run at once for the stage to run at all."""
 
     def __call__(
         self,
@@ -158,6 +205,10 @@ class Stage(Config):
             value = getattr(self, name)
             if isinstance(value, Ref):
                 yield name, value
+    def asks(self, resources: Resources) -> tuple[Ask, ...]:
+        """What the stage needs a Ray cluster to hold; a job whose cluster never will is refused before it starts."""
+        return ()
+
             elif isinstance(value, tuple):
                 yield from ((name, item) for item in value if isinstance(item, Ref))
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Item = dict[str, Any]
 
 
-def each_on_ray(function: Callable[[Item], Item], items: list[Item], *, at_once: int | None) -> Iterator[Item]:
-    """`function` of every item, in any order, at most `at_once` at a time (None: what the cluster's CPUs allow).
+def each_on_ray(function: Callable[[Item], Item], items: list[Item], *, resources: Resources) -> Iterator[Item]:
+    """`function` of every item, in any order, at most `resources.decoders` at a time (None: what the cluster's CPUs allow).
 
     Raises DataError where `function` raised a KinetokError, StoreError where it raised an OSError (a full disk, a lost store),
     with the same message; anything else comes as Ray wraps it.
@@ -28,7 +28,9 @@ def each_on_ray(function: Callable[[Item], Item], items: list[Item], *, at_once:
     from ray.data import TaskPoolStrategy
 
     if items:
-        yield from _rows(_source(items).map(partial(_guarded, function), num_cpus=1, compute=TaskPoolStrategy(size=at_once)))
+        pool = TaskPoolStrategy(size=resources.decoders)
+        custom = resources.decoder_custom or None
+        yield from _rows(_source(items).map(partial(_guarded, function), num_cpus=1, resources=custom, compute=pool))
 
 
 def each_on_actors(open_function: Callable[[], Callable[[Item], Item]], items: list[Item], *, resources: Resources) -> Iterator[Item]:
@@ -39,16 +41,32 @@ def each_on_actors(open_function: Callable[[], Callable[[Item], Item]], items: l
     from ray.data import ActorPoolStrategy
 
     if items:
-        pool = ActorPoolStrategy(size=min(resources.workers, len(items)))
+        least, most = pool_sizes(resources, len(items))
+        pool = ActorPoolStrategy(min_size=least, max_size=most)
         # That a class may stand for the function, `Dataset.map` does not say in its annotation.
         data = _source(items).map(
             _Actor,  # type: ignore[arg-type]
             fn_constructor_args=(open_function,),
             compute=pool,
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
+            **worker_options(resources),
         )
         yield from _rows(data)
+
+
+def pool_sizes(resources: Resources, items: int) -> tuple[int, int]:
+    """The least and the most actors of a pool, never more than there are items for."""
+    return min(resources.workers, items), min(resources.max_workers or resources.workers, items)
+
+
+def worker_options(resources: Resources) -> dict[str, Any]:
+    """What one actor asks of its node, by Ray's names."""
+    return {
+        "num_cpus": resources.cpus,
+        "num_gpus": resources.gpus,
+        "memory": resources.memory or None,
+        "resources": resources.custom or None,
+        "accelerator_type": resources.accelerator,
+    }
 
 
 class _Actor:

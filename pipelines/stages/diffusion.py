@@ -13,7 +13,7 @@ from pydantic import Field
 
 from kinetok.infra.errors import ContractError
 from kinetok.infra.fit import FitConfig, fit, fit_problems
-from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
+from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.llm.dit import DiTConfig
 from kinetok.llm.text import UNTRAINED, UNTRAINED_WIDTH
 from kinetok.llm.training import DiffusionObjective
@@ -61,6 +61,9 @@ class Diffusion(Stage, FitConfig):
         for name, value in known.items():
             if value != getattr(self.model, name):
                 yield f"model.{name}: is {getattr(self.model, name)}; the latents and the text it learns from make it {value}"
+
+    def asks(self, resources: Resources) -> tuple[Ask, ...]:
+        return (Ask("training worker", resources.worker, resources.workers),)
 
     def run(self, ctx: StageContext) -> StageResult:
         """Train, or continue where an earlier attempt was killed."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from kinetok.infra.artifact import MANIFEST, Counts
 from kinetok.infra.errors import ContractError, DataError
-from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
+from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.llm.text import TextConfig
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ class Text(Stage):
     """The text encoder."""
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Type the embeddings are stored in."""
+
+    def asks(self, resources: Resources) -> tuple[Ask, ...]:
+        return (Ask("model actor", resources.worker),)
 
     def run(self, ctx: StageContext) -> StageResult:
         """Encode the captions of the shards that are not committed yet, then write the manifest."""

@@ -10,9 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from kinetok.infra import launch, training
-from kinetok.infra.errors import ConfigError, DataError, StoreError
+from kinetok.infra.errors import DataError, StoreError
 from kinetok.infra.fit import outcome_name
-from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 
 
@@ -44,10 +43,24 @@ def test_only_an_error_that_would_come_again_ends_the_turn(
 
 
 @pytest.mark.ray
-def test_capacity_counts_gpus_too(ray_cluster: None) -> None:
-    launch.require_capacity(Resources(workers=4, cpus=1))
-    with pytest.raises(ConfigError, match="1 workers x 1 GPU need 1 GPU, the cluster has 0: lower workers or gpus"):
-        launch.require_capacity(Resources(gpus=1))
+@pytest.mark.slow
+def test_a_local_cluster_listens_on_loopback_alone_and_has_every_custom_resource() -> None:
+    driver = """
+        import psutil
+        from kinetok.infra.launch import start_ray
+
+        start_ray(cpus=1, custom=["trainer"])
+        import ray
+        ray.get(ray.remote(resources={"trainer": 1})(lambda: None).remote())
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    print(connection.laddr.ip.removeprefix("::ffff:"))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(driver)], check=True, capture_output=True, text=True)
+    listens = done.stdout.split()
+    assert len(listens) > 5 and set(listens) == {"127.0.0.1"}
 
 
 @pytest.mark.ray

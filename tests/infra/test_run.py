@@ -301,7 +301,7 @@ def test_a_lost_lease_ends_the_stage_and_publishes_nothing(toys: ModuleType, tmp
 
 def test_ray_is_started_once_and_only_where_a_stage_needs_it(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(launch, "start_ray", lambda: calls.append(1))
+    monkeypatch.setattr(launch, "start_ray", lambda custom: calls.append(1))
     assert go(toys, tmp_path)[0].succeeded and calls == []
     monkeypatch.setattr(toys.Sum, "uses_ray", True)
     assert go(toys, tmp_path)[0].succeeded and calls == []

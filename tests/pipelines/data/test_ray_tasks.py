@@ -5,17 +5,18 @@ from typing import Any
 import pytest
 
 from kinetok.infra.errors import DataError, KinetokError, StoreError
+from kinetok.infra.stage import Resources
 from kinetok.pipelines.data.ray_tasks import each_on_ray
 
 
 def test_nothing_to_do_starts_nothing() -> None:
-    assert list(each_on_ray(lambda item: item, [], at_once=None)) == []
+    assert list(each_on_ray(lambda item: item, [], resources=Resources())) == []
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_every_item_once() -> None:
-    rows = each_on_ray(lambda item: {"square": item["n"] ** 2}, [{"n": n} for n in range(6)], at_once=2)
+    rows = each_on_ray(lambda item: {"square": item["n"] ** 2}, [{"n": n} for n in range(6)], resources=Resources(decoders=2))
     assert sorted(row["square"] for row in rows) == [0, 1, 4, 9, 16, 25]
 
 
@@ -33,4 +34,4 @@ def test_errors_keep_their_meaning(error: Exception, kind: type[KinetokError], m
         raise error
 
     with pytest.raises(kind, match=message):
-        list(each_on_ray(fail, [{"n": 1}], at_once=None))
+        list(each_on_ray(fail, [{"n": 1}], resources=Resources()))
