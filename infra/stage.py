@@ -64,7 +64,11 @@ class Resources(Config):
     custom: dict[str, Amount] = Field(default_factory=dict)
     """Custom resources of one worker: `{trainer: 1}` keeps workers on the nodes that Ray was started on with `trainer`."""
     decoders: Annotated[StrictInt, Field(ge=1)] | None = None
-    """Decode tasks at a time; None leaves it to Ray Data."""
+    """Decode tasks at a time; None: one for each CPU that is left."""
+    decoder_custom: dict[str, Amount] = Field(default_factory=dict)
+    """Custom resources of one decode task."""
+    decode_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that one video may keep a decoder; it is quarantined then. Far more than `Limits.work` takes on a slow core."""
     loaders: Annotated[StrictInt, Field(ge=0)] = 0
     """Loader processes of one training worker; 0 loads in the worker itself."""
     batch_size: Annotated[StrictInt, Field(ge=1)] = 4
@@ -77,10 +81,6 @@ class Resources(Config):
     """Whether training a language model computes activations again on the way back instead of keeping them: less memory, same numbers."""
     max_failures: Annotated[StrictInt, Field(ge=0)] = 2
     """Restarts that a training run survives: workers that were lost, or could not reach the store."""
-
-
-class Progress(Protocol):
-    """What a stage reports while it runs; each call raises Cancelled once the run was asked to stop."""
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -114,6 +114,10 @@ class Ask:
     """What one asks of its node, by Ray's names."""
     together: int = 1
     """How many must run at once for the stage to run at all."""
+
+
+class Progress(Protocol):
+    """What a stage reports while it runs; each call raises Cancelled once the run was asked to stop."""
 
     def __call__(
         self,
@@ -181,6 +185,8 @@ class Stage(Config):
     """Bump it in the commit that changes what the stage's output means; the source text is never part of the key."""
     uses_ray: ClassVar[bool] = False
     """Whether `run` needs Ray: the engine then starts or joins a cluster before it, unless the stage is cached."""
+    rates: ClassVar[Mapping[str, str]] = {}
+    """Names in the metrics of a record of what one process of each sort, as `asks` calls it, does of the input in a second."""
     scales_with: ClassVar[tuple[str, ...]] = ()
     """Numeric literal fields whose product the stage's time and output grow with; empty: they grow with the samples of its inputs."""
 
@@ -199,16 +205,16 @@ class Stage(Config):
         """
         yield from ()
 
+    def asks(self, resources: Resources) -> tuple[Ask, ...]:
+        """What the stage needs a Ray cluster to hold; a job whose cluster never will is refused before it starts."""
+        return ()
+
     def refs(self) -> Iterator[tuple[str, Ref]]:
         """(field, stage name) of every reference, tuples flattened in order."""
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, Ref):
                 yield name, value
-    def asks(self, resources: Resources) -> tuple[Ask, ...]:
-        """What the stage needs a Ray cluster to hold; a job whose cluster never will is refused before it starts."""
-        return ()
-
             elif isinstance(value, tuple):
                 yield from ((name, item) for item in value if isinstance(item, Ref))
 
