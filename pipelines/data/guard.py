@@ -11,7 +11,6 @@ Not covered: what fails with an exception, and memory (`Limits` of `decode.py`; 
 import contextlib
 import faulthandler
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -44,7 +43,7 @@ def unguarded(function: Callable[..., T], *arguments: object) -> T:
 def guard(seconds: float, *, apart: bool) -> Iterator[Guard]:
     """A guard that gives each call `seconds`: in a process apart, or else in this one, which a call that takes longer ends.
 
-    What is sent apart is pickled; `function` is looked up there by name, or comes by value where cloudpickle was told so.
+    What is sent apart is looked up there by name, or comes by value where cloudpickle was told so.
     """
     if not apart:
         yield partial(_here, seconds)
@@ -91,7 +90,7 @@ class _Helper:
                 if not pipe.poll(self.seconds):
                     self.end()
                     raise BadVideo(Reason.TIMED_OUT, f"takes longer than {self.seconds:g} s")
-                result, error = pickle.loads(pipe.recv_bytes())
+                result, error = pipe.recv()
             except (EOFError, ConnectionError):
                 code = self.end()
                 continue
@@ -131,17 +130,16 @@ def _serve(pipe: Connection, seconds: float) -> None:
     """The process apart: call what is sent, until the other end closes."""
     while True:
         try:
-            request = pipe.recv_bytes()
+            function, arguments = pipe.recv()
         except EOFError:
             return
         faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True)
-        pipe.send_bytes(pickle.dumps(_outcome(request)))
+        pipe.send(_outcome(function, arguments))
         faulthandler.cancel_dump_traceback_later()
 
 
-def _outcome(request: bytes) -> tuple[object, Exception | None]:
+def _outcome(function: Callable[..., object], arguments: tuple[object, ...]) -> tuple[object, Exception | None]:
     try:
-        function, arguments = pickle.loads(request)
         return function(*arguments), None
     except Exception as error:  # noqa: BLE001 - raised again by the caller, whose function it is
         return None, error

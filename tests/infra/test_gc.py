@@ -22,7 +22,7 @@ NOW = Rules(age=0.0)
 
 @pytest.fixture
 def store(toys: ModuleType, tmp_path: Path) -> Store:
-    """The toy job built twice: as it is, and with another number in `few`; each run's artifacts are the other's garbage, `many` is of both."""
+    """The toy job built twice, the second time with another number in `few`; `many` and `other` are of both runs."""
     for override in ("few.count=3", "few.count=4"):
         job, place = toys.job(tmp_path, override)
         assert run(job, place, console=Console(file=StringIO())).succeeded
