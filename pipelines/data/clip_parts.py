@@ -20,6 +20,7 @@ from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import Row, part_bytes, part_name, read_parts
 from kinetok.pipelines.data.cut import cut_video
 from kinetok.pipelines.data.decode import LIMITS
+from kinetok.pipelines.data.guard import Guard, unguarded
 from kinetok.pipelines.data.quarantine import summary
 from kinetok.pipelines.data.reasons import BadVideo, Reason
 from kinetok.pipelines.data.recipe import CutRecipe, IndexRecipe
@@ -62,9 +63,9 @@ class Candidate:
     problem: tuple[Reason, str] | None = None
 
 
-def cut_shard(shard: Shard, plan: SourcePlan, recipe: CutRecipe, out: Folder) -> PartInfo:
+def cut_shard(shard: Shard, plan: SourcePlan, recipe: CutRecipe, out: Folder, guarded: Guard = unguarded) -> PartInfo:
     """Cut one source shard and commit its part to `out` in one step."""
-    return write_part(shard.shard, list(shard_rows(shard, plan, recipe)), out)
+    return write_part(shard.shard, list(shard_rows(shard, plan, recipe, guarded)), out)
 
 
 def write_part(shard: int, rows: list[Row], out: Folder) -> PartInfo:
@@ -136,11 +137,16 @@ def finish_index(out: Folder, parts: Iterable[PartInfo], recipe: IndexRecipe) ->
     return counts
 
 
-def shard_rows(shard: Shard, plan: SourcePlan, recipe: CutRecipe) -> Iterator[Row]:
+def count_videos(out: Folder) -> int:
+    """Videos that the parts speak of, bad ones among them."""
+    return int(read_parts(out, columns=["shard", "video"]).group_by(["shard", "video"]).aggregate([]).num_rows)
+
+
+def shard_rows(shard: Shard, plan: SourcePlan, recipe: CutRecipe, guarded: Guard = unguarded) -> Iterator[Row]:
     """Index rows of everything in one source shard. Raises DataError where the tar is not the one that was listed."""
     if shard.kind == "folder":
         for candidate in _folder_candidates(shard, plan):
-            yield from candidate_rows(candidate, shard.shard, recipe)
+            yield from candidate_rows(candidate, shard.shard, recipe, guarded)
         return
     check_unchanged(shard)
     seen: set[str] = set()
@@ -148,15 +154,15 @@ def shard_rows(shard: Shard, plan: SourcePlan, recipe: CutRecipe) -> Iterator[Ro
         with open_url(shard.url) as file:
             for sample in read_samples(file, shard.url):
                 for candidate in _candidates(sample, shard):
-                    yield from candidate_rows(_once(candidate, seen), shard.shard, recipe)
+                    yield from candidate_rows(_once(candidate, seen), shard.shard, recipe, guarded)
     except DamagedShard as error:
         label = f"{shard.name}@{error.offset}"
         verdict = _quarantined(Reason.DAMAGED_SHARD, str(error), float(error.offset))
         yield {"id": label, "video": label, "shard": shard.shard, "url": shard.url, "offset": error.offset, **verdict}
 
 
-def candidate_rows(candidate: Candidate, shard: int, recipe: CutRecipe) -> Iterator[Row]:
-    """Index rows of one video: its windows, or the one row that says why there are none."""
+def candidate_rows(candidate: Candidate, shard: int, recipe: CutRecipe, guarded: Guard = unguarded) -> Iterator[Row]:
+    """Index rows of one video: its windows, or the one row that says why there are none. It is decoded under `guarded`."""
     base: Row = {
         "id": candidate.video,
         "video": candidate.video,
@@ -175,7 +181,7 @@ def candidate_rows(candidate: Candidate, shard: int, recipe: CutRecipe) -> Itera
         yield {**base, **verdict, **({"decision": "filtered"} if reason is Reason.NO_VIDEO else {})}
         return
     try:
-        for row in cut_video(candidate.data, candidate.video, recipe):
+        for row in guarded(cut_video, candidate.data, candidate.video, recipe):
             yield {**base, **row}
     except BadVideo as error:
         yield {**base, **_quarantined(error.reason, error.message, error.position)}

@@ -19,6 +19,7 @@ import pyarrow.parquet
 
 from kinetok.infra.artifact import RECORD, Artifact, Lease, Store, publish
 from kinetok.infra.errors import DataError, StoreError
+from kinetok.infra.stage import Resources
 from kinetok.pipelines.data.clip_index import Row, part_name
 from kinetok.pipelines.data.clip_parts import (
     Candidate,
@@ -29,6 +30,7 @@ from kinetok.pipelines.data.clip_parts import (
     shard_rows,
     write_part,
 )
+from kinetok.pipelines.data.guard import Guard, guard
 from kinetok.pipelines.data.reasons import Reason
 from kinetok.pipelines.data.recipe import CutRecipe, IndexRecipe
 from kinetok.pipelines.data.sources import Shard, SourcePlan, check_unchanged, read_range
@@ -100,27 +102,29 @@ def _retry(artifact: Artifact, plan: SourcePlan) -> Retried:
     for shard in shards:
         check_unchanged(shard)
     folder.remove(RECORD)
-    for shard in shards:
-        old: list[Row] = pyarrow.parquet.read_table(io.BytesIO(folder.read_bytes(part_name(shard.shard)))).to_pylist()
-        write_part(shard.shard, _again(old, shard, plan, recipe), folder)
+    seconds = Resources.model_validate(record.resources).decode_seconds
+    with guard(seconds, apart=True) as guarded:
+        for shard in shards:
+            old: list[Row] = pyarrow.parquet.read_table(io.BytesIO(folder.read_bytes(part_name(shard.shard)))).to_pylist()
+            write_part(shard.shard, _again(old, shard, plan, recipe, guarded), folder)
     parts = finished_parts(folder)
     counts = finish_index(folder, parts.values(), recipe)
-    seconds = record.seconds + time.monotonic() - began
+    taken = record.seconds + time.monotonic() - began
     clips = {"clips": float(counts.written), "seconds": counts.written * recipe.frames / recipe.fps}
     retries = {"retries": (record.metrics.get("retries") or 0.0) + 1}
-    update = {"counts": counts, "seconds": seconds, "metrics": {**record.metrics, **clips, **retries}}
+    update = {"counts": counts, "seconds": taken, "metrics": {**record.metrics, **clips, **retries}}
     published = publish(folder, record.model_copy(update=update))
     return Retried(published, record.counts.quarantined, counts.quarantined)
 
 
-def _again(old: list[Row], shard: Shard, plan: SourcePlan, recipe: CutRecipe) -> list[Row]:
+def _again(old: list[Row], shard: Shard, plan: SourcePlan, recipe: CutRecipe, guarded: Guard) -> list[Row]:
     """Rows of a part with its quarantined samples tried again, in their old places."""
     if any(row["reason"] == Reason.DAMAGED_SHARD for row in old):
-        return list(shard_rows(shard, plan, recipe))
+        return list(shard_rows(shard, plan, recipe, guarded))
     rows: list[Row] = []
     for row in old:
         again = row["decision"] == "quarantined" and (shard.kind == "folder" or row["reason"] not in _IN_THE_TAR)
-        rows += candidate_rows(_candidate(row, shard), shard.shard, recipe) if again else [row]
+        rows += candidate_rows(_candidate(row, shard), shard.shard, recipe, guarded) if again else [row]
     return rows
 
 
