@@ -17,12 +17,12 @@ from kinetok.infra.training import Batch
 from kinetok.llm.divot.collate import collate
 from kinetok.llm.divot.mixture import Mixture
 from kinetok.llm.divot.sequences import Packed
-from kinetok.llm.divot.vocabulary import Vocabulary
+from kinetok.llm.divot.vocabulary import Media, Vocabulary
 from kinetok.pipelines.data.language_tasks import AnyTask, open_samples
 from kinetok.pipelines.data.order import sample_seed
 from kinetok.pipelines.data.positions import Split, by_position, require_batch
-from kinetok.pipelines.data.token_videos import TokenVideos
-from kinetok.tokenizers.base import TokenSpec
+from kinetok.pipelines.data.token_videos import TokenVideos, media_of
+from kinetok.tokenizers.base import DecodeRecipe, TokenSpec
 
 LANGUAGE_FILE = "language.json"
 OWN = ("dtype", "recipe", "chunk_frames", "chunk_overlap")
@@ -35,6 +35,22 @@ class LanguageSpec(Config):
     tokens: TokenSpec
     instructed: bool
     """Whether it was tuned on instructions."""
+
+    @property
+    def recipe(self) -> DecodeRecipe:
+        """The pixels behind the tokens."""
+        assert self.tokens.recipe is not None, "`encode` stamps it"
+        return self.tokens.recipe
+
+    @property
+    def media(self) -> Media:
+        """What its clips are."""
+        return media_of(self.tokens)
+
+    @property
+    def seconds(self) -> float:
+        """Of one clip."""
+        return self.recipe.frames / self.recipe.fps
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,16 @@ def member_name(shard: int, place: int, extension: str) -> str:
     return f"{shard:06d}-{place:06d}.{extension}"
 
 
+def stamp(out: Folder, spec: TokenSpec) -> None:
+    """Write `spec.json`; raises ContractError where an earlier attempt wrote tokens of another kind."""
+    if not out.exists(SPEC_FILE):
+        out.write_text(SPEC_FILE, spec.model_dump_json(indent=1))
+        return
+    difference = TokenSpec.model_validate_json(out.read_bytes(SPEC_FILE)).difference(spec)
+    if difference is not None:
+        raise ContractError(f"{out} holds shards of another model: {difference} (there, now); run with --force to encode again")
+
+
 def write_shard(out: Folder, shard: int, samples: Iterable[Sample], bad: list[BadSample]) -> list[Line]:
     """Commit one shard: tar, quarantine where any, then the index. Returns their manifest lines; equal input gives equal bytes."""
     tar, rows, moments = _pack(shard, samples)

@@ -51,9 +51,8 @@ class TokenVideos:
 
     @property
     def media(self) -> Media:
-        """A clip of one frame, which the tokenizer repeats, is a picture."""
-        recipe = self.shards.spec.recipe
-        return "image" if recipe is not None and recipe.frames == 1 else "video"
+        """What the clips are."""
+        return media_of(self.shards.spec)
 
     @cached_property
     def names(self) -> NDArray[np.object_]:
@@ -93,6 +92,11 @@ class TokenVideos:
                 "the model to what the tokenizer makes of a window"
             )
         return torch.unflatten(token_ND, 0, (-1, self.clip_tokens))
+
+
+def media_of(spec: TokenSpec) -> Media:
+    """A clip of one frame, which the tokenizer repeats, is a picture."""
+    return "image" if spec.recipe is not None and spec.recipe.frames == 1 else "video"
 
 
 def video_names(ids: pa.ChunkedArray) -> NDArray[np.object_]:

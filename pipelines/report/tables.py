@@ -1,6 +1,7 @@
-"""What `evaluate` and `generate` write and `report` reads: the shapes of `table.json`, `panel.json`, `prompts.json`. Imports no torch."""
+"""What the stages that measure and show write, and `report` reads: the shapes of their files. Imports no torch."""
 
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, Self
 
 from pydantic import TypeAdapter
 
@@ -8,6 +9,7 @@ from kinetok.infra.config import Config
 
 TABLE, PANEL, CLIPS = "table.json", "panel.json", "clips.parquet"
 GENERATION, CONTACT = "prompts.json", "contact.png"
+ANSWERS = "answers.json"
 
 
 class RungCost(Config):
@@ -92,6 +94,8 @@ class Generated(Config):
     prompt: str
     file: str
     seed: int
+    id: str | None = None
+    """Of the clip whose tokens it shows; None where there is none."""
 
 
 class Generation(Config):
@@ -100,12 +104,84 @@ class Generation(Config):
     tokenizer: str
     """Name of the tokenizer's artifact."""
     encoder: str
-    """Kind of the text encoder; `untrained` tells captions apart and understands none."""
+    """Kind of the text encoder, of which `untrained` tells captions apart and understands none; of `decode`, the name of the tokens."""
     frames: int
     fps: float
     steps: int
-    """Euler steps."""
+    """Of sampling."""
     guidance: float
     tokens: int
     """Of the transformer, for one video."""
     videos: tuple[Generated, ...]
+
+
+class Asked(Config):
+    """One question: what was said and chosen with its own clip shown, and with another one."""
+
+    video: str
+    question: str
+    about: str
+    """Kind of question."""
+    answer: str
+    options: tuple[str, ...]
+    said: str
+    exact: bool
+    """Whether that is the answer, but for case, punctuation, articles and spaces."""
+    chosen: str | None
+    """None where there are no options."""
+    blindly_said: str
+    blindly_exact: bool
+    blindly_chosen: str | None
+
+
+class Score(Config):
+    """Shares of questions that were answered rightly."""
+
+    about: str
+    """Kind of question, or `all`."""
+    questions: int
+    exact: float
+    """What was said is the answer."""
+    blindly_exact: float
+    """With another clip shown."""
+    choice: float | None
+    """The answer is what was chosen; over questions with options, None where there are none."""
+    blindly_choice: float | None
+    chance: float | None
+    """Of choosing it by a guess."""
+
+    @classmethod
+    def of(cls, about: str, asked: Sequence[Asked]) -> Self:
+        """Of some questions."""
+        closed = [item for item in asked if item.options]
+        return cls(
+            about=about,
+            questions=len(asked),
+            exact=_share(item.exact for item in asked),
+            blindly_exact=_share(item.blindly_exact for item in asked),
+            choice=_share(item.chosen == item.answer for item in closed) if closed else None,
+            blindly_choice=_share(item.blindly_chosen == item.answer for item in closed) if closed else None,
+            chance=sum(1 / len(item.options) for item in closed) / len(closed) if closed else None,
+        )
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Every share that there is, by name."""
+        dumped = self.model_dump(exclude={"about", "questions"})
+        return {name: value for name, value in dumped.items() if value is not None}
+
+
+class Answers(Config):
+    """`answers.json`: what a language model was asked about clips of a split, and how it did."""
+
+    model: str
+    """Name of its artifact."""
+    split: str
+    scores: tuple[Score, ...]
+    """By kind of question, `all` last where there are several."""
+    asked: tuple[Asked, ...]
+
+
+def _share(right: Iterable[bool]) -> float:
+    found = list(right)
+    return sum(found) / len(found)

@@ -10,10 +10,9 @@ from typing import Annotated, ClassVar, Literal
 
 from kinetok.infra.artifact import Counts
 from kinetok.infra.config import Config
-from kinetok.infra.errors import DataError
 from kinetok.infra.fingerprint import Plain
 from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
-from kinetok.infra.storage import Folder
+from kinetok.pipelines.data.user_files import read_user_file
 
 
 class Instructions(Stage):
@@ -32,7 +31,7 @@ class Instructions(Stage):
 
     def facts(self) -> Mapping[str, Plain]:
         """Digest of the user's file. Raises DataError where it is not there."""
-        return {} if self.source is None else {"source": hashlib.sha256(self._read()).hexdigest()}
+        return {} if self.source is None else {"source": hashlib.sha256(read_user_file(self.source)).hexdigest()}
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
         """Neither or both of the two origins."""
@@ -50,19 +49,12 @@ class Instructions(Stage):
             questions, stories = [asked for asked, _ in found], []
             _write(ctx, FACTS, [facts for _, facts in found])
         else:
-            questions, stories = parse(self._read().decode(), str(self.source))
+            questions, stories = parse(read_user_file(str(self.source)).decode(), str(self.source))
         _write(ctx, QUESTIONS, questions)
         _write(ctx, STORIES, stories)
         lines = len(questions) + len(stories)
         asked = sum(len(line.questions) for line in questions)
         return StageResult({"questions": float(asked), "stories": float(len(stories))}, Counts(input=lines, written=lines))
-
-    def _read(self) -> bytes:
-        folder, _, name = str(self.source).rpartition("/")
-        try:
-            return Folder(folder or ".").read_bytes(name)
-        except FileNotFoundError as error:
-            raise DataError(f"source: there is no {self.source}") from error
 
 
 def _write(ctx: StageContext, name: str, lines: Sequence[Config]) -> None:

@@ -1,7 +1,7 @@
 """Running one stage into a store, as the engine does: the artifact is published, or the exception passes."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kinetok.infra.artifact import Artifact, InputInfo, Record, Store, publish
@@ -9,17 +9,24 @@ from kinetok.infra.stage import Resources, Stage, StageContext
 
 
 def run_stage(
-    store: Store, stage: Stage, name: str, inputs: dict[str, Artifact], on_progress: Callable[[dict[str, Any]], None] = lambda told: None
+    store: Store,
+    stage: Stage,
+    name: str,
+    inputs: Mapping[str, Artifact | tuple[Artifact, ...]],
+    on_progress: Callable[[dict[str, Any]], None] = lambda told: None,
+    *,
+    resources: Resources | None = None,
 ) -> Artifact:
     """`stage` with `inputs`, published under `name`."""
-    key = stage.key({field: artifact.key for field, artifact in inputs.items()})
+    several = {field: found if isinstance(found, tuple) else (found,) for field, found in inputs.items()}
+    key = stage.key({field: [a.key for a in found] if isinstance(found, tuple) else found.key for field, found in inputs.items()})
     out = store.folder(stage.kind, name, key)
 
     def progress(**told: Any) -> None:
         on_progress(told)
 
-    result = stage.run(StageContext(name, key, dict(inputs), out, Resources(), progress, threading.Event()))
-    made_from = {f: (InputInfo(kind=a.kind, name=a.name, key=a.key, digest=a.digest),) for f, a in inputs.items()}
+    result = stage.run(StageContext(name, key, dict(inputs), out, resources or Resources(), progress, threading.Event()))
+    made_from = {f: tuple(InputInfo(kind=a.kind, name=a.name, key=a.key, digest=a.digest) for a in found) for f, found in several.items()}
     record = Record(
         kind=stage.kind,
         name=name,

@@ -1,0 +1,221 @@
+"""From token shards to a language model, to tokens that it writes and answers that it gives: no pixel, no tokenizer."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.pipelines.data.token_artifacts import SPEC, TOKENS, WIDTH, caption, make_instructions, make_tokens
+from tests.pipelines.stages.running import run_stage
+from tests.pipelines.stages.test_train import Alone
+
+from kinetok.infra.artifact import Artifact, Store
+from kinetok.infra.errors import ConfigError, ContractError
+from kinetok.infra.fit import SUMMARY, TURN
+from kinetok.infra.job import parse_job
+from kinetok.infra.metrics_log import read_metrics
+from kinetok.infra.stage import Resources, StageContext
+from kinetok.infra.storage import Folder
+from kinetok.infra.training import Loop, Work
+from kinetok.pipelines.catalog import STAGES
+from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec
+from kinetok.pipelines.data.token_shards import TokenShards
+from kinetok.pipelines.data.verify import problems
+from kinetok.pipelines.models import open_language
+from kinetok.pipelines.report.tables import ANSWERS, Answers
+from kinetok.pipelines.stages import language
+from kinetok.pipelines.stages.language import Language
+from kinetok.pipelines.stages.understand import Understand
+from kinetok.pipelines.stages.write import Write
+
+TINY = {"kind": "untrained", "width": 32, "hidden": 48, "depth": 2, "heads": 4, "key_heads": 2}
+MODEL = {"language": TINY, "clip_tokens": TOKENS, "token_width": WIDTH, "head": {"kind": "gmm", "components": 2, "floor": 0.01}}
+FIT = {"steps": 3, "global_batch": 4, "optimizers": {"divot_lm": {"lr": 1e-3}}, "log_every": 1, "eval_every": 3}
+TASKS = [{"kind": "captioning"}, {"kind": "generation"}]
+LANGUAGE = {"tokens": ["tokens"], "model": MODEL, "tasks": TASKS, **FIT}
+TUNED = LANGUAGE | {
+    "start": "language",
+    "instructions": "instructions",
+    "model": None,
+    "objective": {"lora": {"rank": 2}},
+    "tasks": [{"kind": "answering"}, {"kind": "generation", "instructed": True}],
+}
+
+
+def fit(build: Any, feed: Any, validation: Any, config: Any, *, out: Folder, resources: Resources, **_: object) -> dict[str, float]:
+    """`fit` without the workers of Ray Train."""
+    out.write_text(TURN, "mine")
+    Loop(Work(build, feed, validation, config, out, resources, "mine"), Alone()).run()
+    out.write_text(SUMMARY, "{}")
+    return {name: value for name, value in read_metrics(out)[-1].items() if value is not None}
+
+
+@pytest.fixture(scope="module")
+def store(process_group: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A pre-trained and a tuned model, on made-up tokens of twelve videos."""
+    folder = tmp_path_factory.mktemp("language")
+    made = Store(Folder(str(folder / "store")))
+    tokens = make_tokens(folder / "tokens", 12, val=(3, 7, 10))
+    instructions = make_instructions(folder / "instructions", range(12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language, "fit", fit)
+        first = train(made, "language", LANGUAGE, tokens=(tokens,))
+        train(made, "tuned", TUNED, tokens=(tokens,), start=first, instructions=instructions)
+    yield made
+
+
+def train(store: Store, name: str, fields: dict[str, Any], **inputs: Any) -> Artifact:
+    return run_stage(store, Language.model_validate(fields), name, inputs)
+
+
+@pytest.fixture(scope="module")
+def folder(store: Store) -> Path:
+    return store.root.local.parent
+
+
+def found(folder: Path, name: str) -> Artifact:
+    artifact = Store(Folder(str(folder))).read(Folder(str(folder / name)))
+    assert artifact is not None
+    return artifact
+
+
+@pytest.mark.slow
+def test_a_trained_model_knows_whose_tokens_it_reads(store: Store) -> None:
+    for name, instructed in (("language", False), ("tuned", True)):
+        made = store.find(name)
+        assert not list(problems(made))
+        spec = LanguageSpec.model_validate_json(made.folder.read_bytes(LANGUAGE_FILE))
+        assert spec == LanguageSpec(tokens=SPEC, instructed=instructed)
+        line = read_metrics(made.folder)[-1]
+        assert {"train/lm_loss", "train/tokens", "train/tokens_per_second", "val/lm_loss", "val/head_loss"} <= line.keys()
+        assert line["train/tokens_per_second"] == pytest.approx(line["train/tokens"] * line["train/samples_per_second"])
+
+
+@pytest.mark.slow
+def test_tuning_starts_from_the_trained_weights_and_leaves_the_base_alone(store: Store) -> None:
+    before, after = (open_language(store.find(name)).state_dict() for name in ("language", "tuned"))
+    drift = {name: float((after[name] - tensor).abs().max()) for name, tensor in before.items()}
+    assert 0 < max(drift.values()) < 0.02
+    assert max(drift["llm.model.norm.weight"], drift["to_head.0.weight"]) > 0
+
+
+@pytest.mark.slow
+def test_a_model_and_tokens_that_do_not_fit_are_refused(store: Store, folder: Path, tmp_path: Path) -> None:
+    tokens = found(folder, "tokens")
+    wide = Language.model_validate(LANGUAGE | {"model": MODEL | {"token_width": 9}})
+    ctx = StageContext("x", "0" * 16, {"tokens": (tokens,)}, Folder(str(tmp_path / "o")), Resources(), lambda **_: None, threading.Event())
+    with pytest.raises(ContractError, match="tokens of 9 numbers, the data have 6: set token_width"):
+        wide.run(ctx)
+    other = make_tokens(tmp_path / "t", 12, spec=SPEC.model_copy(update={"weights": "b" * 64}))
+    ctx.inputs = {"tokens": (other,), "start": store.find("language"), "instructions": found(folder, "instructions")}
+    with pytest.raises(ContractError, match="another tokenizer than the rest: weights"):
+        Language.model_validate(TUNED).run(ctx)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_written_tokens_are_shards_of_the_tokenizer(ray_cluster: None, store: Store, tmp_path: Path) -> None:
+    """What is written comes from the seed alone, and a run that was killed writes the rest with the same bytes."""
+    prompts = tuple(f"a prompt {number}" for number in range(70))
+    stage = Write(model="tuned", prompts=prompts, dtype="fp32")  # type: ignore[arg-type]
+    made = run_stage(store, stage, "written", {"model": store.find("tuned")})
+    assert not list(problems(made)) and made.record.counts.written == 70
+    shards = TokenShards.open(made)
+    assert shards.spec == SPEC and shards.rows["shard"].to_pylist() == [0] * 64 + [1] * 6
+    first = shards.get("prompts/000000/0")["tokens"]
+    assert first.shape == (TOKENS, WIDTH) and not torch.equal(first, shards.get("prompts/000001/0")["tokens"])
+    assert shards.about(69) == {
+        "id": "prompts/000069/0",
+        "video": "prompts/000069",
+        "caption": "a prompt 69",
+        "split": "val",
+        "start": 0.0,
+        "end": 5 / 8,
+    }
+    again = Folder(str(tmp_path / "again"))
+    for name in ("shards/000000.tar", "index/000000.parquet", "spec.json"):
+        again.write_bytes(name, made.folder.read_bytes(name))
+    again.write_bytes("shards/000001.tar", b"half")
+    told: list[int] = []
+    ctx = StageContext(
+        "x", "0" * 16, {"model": store.find("tuned")}, again, Resources(), lambda **now: told.append(now["done"]), threading.Event()
+    )
+    stage.run(ctx)
+    assert told == [64, 70]
+    assert {name: again.read_bytes(name) for name in again.files()} == {
+        name: made.folder.read_bytes(name) for name in made.folder.files() if name != "record.json"
+    }
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_captions_of_clips_are_written_under_their_ids(ray_cluster: None, store: Store, make_clips: Any) -> None:
+    clips = make_clips(3, windows=2, shard_clips=4, val=(1,))
+    made = run_stage(store, Write(model="language", data="clips"), "of-clips", {"model": store.find("language"), "data": clips})  # type: ignore[arg-type]
+    shards = TokenShards.open(made)
+    assert shards.rows["id"].to_pylist() == [f"video-{video:03d}/{start}" for video in range(3) for start in (0, 625)]
+    assert shards.rows["shard"].to_pylist() == [0, 0, 0, 0, 1, 1]
+    assert [shards.about(row)["split"] for row in range(6)] == ["train", "train", "val", "val", "train", "train"]
+
+
+@pytest.mark.slow
+def test_answers_are_scored_by_kind_beside_chance_and_another_clip(store: Store, folder: Path) -> None:
+    inputs = {"model": store.find("tuned"), "tokens": found(folder, "tokens"), "instructions": found(folder, "instructions")}
+    stage = Understand(model="tuned", tokens="tokens", instructions="instructions", decoding={"temperature": 0, "max_tokens": 4})  # type: ignore[arg-type]
+    made = run_stage(store, stage, "answers", inputs)
+    answers = Answers.model_validate_json(made.folder.read_bytes(ANSWERS))
+    assert [(score.about, score.questions, score.chance) for score in answers.scores] == [
+        ("odd", 3, 0.5),
+        ("which", 3, pytest.approx(1 / 12)),
+        ("all", 6, pytest.approx((0.5 + 1 / 12) / 2)),
+    ]
+    assert {item.video for item in answers.asked} == {"v/0003", "v/0007", "v/0010"}
+    assert all(item.chosen in item.options for item in answers.asked)
+    right = [item.chosen == item.answer for item in answers.asked]
+    assert made.record.metrics["all/choice"] == sum(right) / 6
+
+
+def told(**changes: Any) -> list[str]:
+    """Every problem of a job with some fields of its language stages changed."""
+    stages = {
+        "scenes": {"kind": "scenes"},
+        "videos": {"kind": "ingest", "made_by": "scenes"},
+        "clips": {"kind": "clips", "videos": "videos", "fps": 8, "frames": 17, "height": 64, "width": 64},
+        "base": {"kind": "model", "where": "x"},
+        "tokens": {"kind": "encode", "data": "clips", "model": "base"},
+        "instructions": {"kind": "instructions", "scenes": "scenes", **changes.pop("instructions", {})},
+        "language": {"kind": "language", **LANGUAGE, **changes.pop("language", {})},
+        "tuned": {"kind": "language", **TUNED, **changes.pop("tuned", {})},
+        "written": {"kind": "write", "model": "tuned", "data": "clips", **changes.pop("written", {})},
+    }
+    try:
+        parse_job({"name": "j", "stages": stages, "resources": {"default": {"batch_size": 2}}}, STAGES)
+    except ConfigError as error:
+        return [line.strip() for line in str(error).splitlines()]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({}, ""),
+        ({"tuned": {"model": MODEL}}, "stages.tuned.model: give the numbers of a fresh model, or a start"),
+        ({"tuned": {"instructions": None}}, "stages.tuned.tasks.0: answering learns from the questions"),
+        ({"language": {"group": 3}}, "stages.language.group: 3 must divide global_batch 4 and be a multiple of batch_size 2"),
+        ({"language": {"tasks": [{"kind": "captioning", "source": 1}]}}, "stages.language.tasks.0.source: is 1; tokens names 1"),
+        ({"language": {"optimizers": {"lm": {"lr": 1}}}}, "stages.language.optimizers: they name lm; the model trains divot_lm"),
+        ({"written": {"prompts": ["a"]}}, "stages.written.data: name either the clips"),
+        ({"instructions": {"source": "x.jsonl"}}, "stages.instructions.scenes: name either scenes or a source"),
+    ],
+)
+def test_what_cannot_work_is_refused_when_the_job_is_read(changes: dict[str, Any], start: str) -> None:
+    found = told(**changes)
+    assert len(found) == bool(start) and all(line.startswith(start) for line in found), json.dumps(found)
+
+
+def test_captions_stand_for_the_clips(folder: Path) -> None:
+    """The made-up shards tell captions as `encode` does."""
+    assert TokenShards.open(found(folder, "tokens")).about(5)["caption"] == caption(5)
