@@ -11,6 +11,7 @@ from kinetok.pipelines.stages.ingest import Ingest
 from kinetok.pipelines.stages.instructions import Instructions
 from kinetok.pipelines.stages.language import Language
 from kinetok.pipelines.stages.model import Model
+from kinetok.pipelines.stages.reconstruct import Reconstruct
 from kinetok.pipelines.stages.report import Report
 from kinetok.pipelines.stages.scenes import Scenes
 from kinetok.pipelines.stages.text import Text
@@ -36,5 +37,6 @@ STAGES: tuple[type[Stage], ...] = (
     Decode,
     Understand,
     Evaluate,
+    Reconstruct,
     Report,
 )

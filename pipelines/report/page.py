@@ -18,7 +18,7 @@ from kinetok.infra.metrics_log import read_metrics
 from kinetok.pipelines.data.quarantine import ReasonCount
 from kinetok.pipelines.data.quarantine import report as quarantine_report
 from kinetok.pipelines.report.charts import Chart, charts
-from kinetok.pipelines.report.tables import CONTACT, GENERATION, PANEL, TABLE, Generation, Shown, ShownList, Table
+from kinetok.pipelines.report.tables import CARRIED, CONTACT, GENERATION, PANEL, TABLE, Carried, Generation, Shown, ShownList, Table
 
 TEMPLATE = "report.html"
 RAW_BITS = 24
@@ -81,6 +81,17 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Carrying:
+    """What one `reconstruct` measured."""
+
+    name: str
+    about: Carried
+    strips: tuple[tuple[str, str], ...]
+    """(caption, data: URL)."""
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Speed:
     """A measured rate beside the floors of the same run: bars of one scale."""
 
@@ -112,10 +123,11 @@ class Sources:
     trained: tuple[Artifact, ...]
     encoded: tuple[Artifact, ...]
     generated: tuple[Artifact, ...] = ()
+    carried: tuple[Artifact, ...] = ()
 
     @property
     def all(self) -> tuple[Artifact, ...]:
-        return (self.clips, *self.trained, *self.encoded, self.quality, *self.generated)
+        return (self.clips, *self.trained, *self.encoded, self.quality, *self.generated, *self.carried)
 
 
 def render(title: str, sources: Sources) -> str:
@@ -136,6 +148,7 @@ def render(title: str, sources: Sources) -> str:
         worst=_clips(sources.quality, [entry for entry in shown if entry.role == "worst"]),
         trainings=[_training(artifact) for artifact in sources.trained if artifact.kind != GENERATOR],
         generators=[_training(artifact) for artifact in sources.trained if artifact.kind == GENERATOR],
+        carried=[_carrying(artifact) for artifact in sources.carried],
         galleries=[_gallery(artifact) for artifact in sources.generated],
         speeds=[speed for artifact in sources.encoded if (speed := _speed(artifact)) is not None],
         flows=[_flow(artifact) for artifact in (sources.clips, *sources.encoded, sources.quality)],
@@ -194,6 +207,19 @@ def _gallery(artifact: Artifact) -> Gallery:
     )
     videos = tuple((video.prompt, _data_url(artifact, video.file)) for video in about.videos)
     return Gallery(artifact.name, about, videos, _data_url(artifact, CONTACT, "image/png"), facts)
+
+
+def _carrying(artifact: Artifact) -> Carrying:
+    about = Carried.model_validate_json(artifact.folder.read_bytes(CARRIED))
+    facts = (
+        ("clips", f"{about.clips} of {about.split}"),
+        ("tokens", f"{about.tokens} of {about.token_width} numbers"),
+        ("vision transformer", about.vit),
+        ("DDIM steps", str(about.steps)),
+        ("guidance", f"{about.guidance:g}"),
+    )
+    strips = tuple((strip.caption or strip.id, _data_url(artifact, strip.file, "image/png")) for strip in about.strips)
+    return Carrying(artifact.name, about, strips, facts)
 
 
 def _data_url(artifact: Artifact, name: str, kind: str = "video/mp4") -> str:

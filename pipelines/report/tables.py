@@ -10,6 +10,7 @@ from kinetok.infra.config import Config
 TABLE, PANEL, CLIPS = "table.json", "panel.json", "clips.parquet"
 GENERATION, CONTACT = "prompts.json", "contact.png"
 ANSWERS = "answers.json"
+CARRIED = "carried.json"
 
 
 class RungCost(Config):
@@ -180,6 +181,63 @@ class Answers(Config):
     scores: tuple[Score, ...]
     """By kind of question, `all` last where there are several."""
     asked: tuple[Asked, ...]
+
+
+class Condition(Config):
+    """Clips as they were made under one condition."""
+
+    name: str
+    psnr: float
+    """dB, mean over clips."""
+    ssim: float
+    v_loss: float | None
+    """Of the diffusion decoder; None where it takes no part."""
+
+
+class Figure(Config):
+    """A figure that needs weights somebody else trained."""
+
+    name: str
+    value: float | None
+    """None: not measured."""
+    protocol: str
+    """What it was measured on and how, or why it was not."""
+
+
+class Strip(Config):
+    """Frames of a clip: the original, from its tokens, from another clip's."""
+
+    id: str
+    caption: str
+    file: str
+
+
+class Carried(Config):
+    """`carried.json`: what of the clips of a split the tokens of a Divot tokenizer carry."""
+
+    split: str
+    clips: int
+    weights: str
+    """Digest of what makes the tokens."""
+    vit: str
+    """The vision transformer, `untrained` where it is."""
+    tokens: int
+    """Of a window."""
+    token_width: int
+    steps: int
+    """Of sampling."""
+    guidance: float
+    conditions: tuple[Condition, ...]
+    figures: tuple[Figure, ...]
+    strips: tuple[Strip, ...]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Every figure there is, by condition and name."""
+        shown = {c.name: {"psnr": c.psnr, "ssim": c.ssim, "v_loss": c.v_loss} for c in self.conditions}
+        found = {f"{name}/{figure}": value for name, figures in shown.items() for figure, value in figures.items()}
+        found |= {figure.name: figure.value for figure in self.figures}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def _share(right: Iterable[bool]) -> float:

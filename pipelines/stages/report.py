@@ -24,10 +24,13 @@ class Report(Stage):
     generated: Annotated[tuple[Ref, ...], Produces("generate")] = ()
     """Generated videos to play."""
 
+    carried: Annotated[tuple[Ref, ...], Produces("reconstruct")] = ()
+    """What the tokens of Divot tokenizers carry."""
+
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.report.page import Sources, render
 
-        several = (ctx.several(name) for name in ("trained", "encoded", "generated"))
+        several = (ctx.several(name) for name in ("trained", "encoded", "generated", "carried"))
         sources = Sources(ctx.input("quality"), ctx.input("clips"), *several)
         page = render(self.title, sources).encode()
         ctx.out.write_bytes("report.html", page)

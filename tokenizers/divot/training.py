@@ -32,6 +32,7 @@ from kinetok.tokenizers.base import Batch, Config, Tokenizer, weights_digest
 from kinetok.tokenizers.card import CARD_FILE, model_card
 from kinetok.tokenizers.causal.training import pixels
 from kinetok.tokenizers.divot import schedule
+from kinetok.tokenizers.divot.detokenizer import Detokenizer
 from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 from kinetok.tokenizers.divot.vit import FrozenViT
 
@@ -114,14 +115,8 @@ class DivotPlayer(nn.Module):
         if self.objective.dropped:
             dropped_B11 = (draws.uniform_B < self.objective.dropped)[:, None, None]
             token_BND = torch.where(dropped_B11, self.null_tokens(), token_BND)
-        loss_B = self.v_loss(x_BZThw, token_BND, draws.noise_BZThw, draws.t_B)
+        loss_B = v_loss(self.detokenizer, x_BZThw, token_BND, draws.noise_BZThw, draws.t_B)
         return loss_B.mean(), {"latent_rms": x_BZThw.square().mean().sqrt()}
-
-    def v_loss(self, x_BZThw: Tensor, token_BND: Tensor, noise_BZThw: Tensor, t_B: Tensor) -> Tensor:
-        """Mean squared error of v for each clip, (B,)."""
-        v_BZThw = self.detokenizer(schedule.noisy(x_BZThw, noise_BZThw, t_B), t_B, token_BND)
-        error_BZThw: Tensor = v_BZThw.float() - schedule.velocity(x_BZThw, noise_BZThw, t_B)
-        return error_BZThw.square().flatten(1).mean(1)
 
     def latents(self, batch: Batch) -> Tensor:
         """Normalised latents (B, Z, T, h, w), cached or made by the frozen autoencoder."""
@@ -144,6 +139,19 @@ class DivotPlayer(nn.Module):
         with torch.no_grad():
             frozen_BND: Tensor = self.source[0].encoder(vit_BTND)
             return frozen_BND
+
+
+def v_loss(detokenizer: Detokenizer, x_BZThw: Tensor, token_BND: Tensor, noise_BZThw: Tensor, t_B: Tensor) -> Tensor:
+    """Mean squared error of v for each clip, (B,), at normalised latents."""
+    v_BZThw = detokenizer(schedule.noisy(x_BZThw, noise_BZThw, t_B), t_B, token_BND)
+    error_BZThw: Tensor = v_BZThw.float() - schedule.velocity(x_BZThw, noise_BZThw, t_B)
+    return error_BZThw.square().flatten(1).mean(1)
+
+
+def mean_v_loss(detokenizer: Detokenizer, x_BZThw: Tensor, token_BND: Tensor, noise_BZThw: Tensor) -> Tensor:
+    """`v_loss` averaged over `EVALUATION_STEPS`, (B,)."""
+    steps = (torch.full((len(x_BZThw),), t, device=x_BZThw.device) for t in EVALUATION_STEPS)
+    return torch.stack([v_loss(detokenizer, x_BZThw, token_BND, noise_BZThw, t_B) for t_B in steps]).mean(0)
 
 
 def latents(model: DivotTokenizer, batch: Batch) -> Tensor:
@@ -181,14 +189,8 @@ class DivotTrainable:
         x_BZThw = self.player.latents(batch)
         noise_BZThw = draw(batch["seed_B"].tolist(), x_BZThw.shape[1:], x_BZThw.device).noise_BZThw
         token_BND = self.player.tokens(batch)
-        figures = {}
-        for name, condition_BND in (("v_loss", token_BND), ("v_loss_null", self.player.null_tokens().expand_as(token_BND))):
-            losses = [
-                self.player.v_loss(x_BZThw, condition_BND, noise_BZThw, torch.full_like(batch["seed_B"], t).to(x_BZThw.device))
-                for t in EVALUATION_STEPS
-            ]
-            figures[name] = torch.stack(losses).mean(0)
-        return figures
+        conditions = {"v_loss": token_BND, "v_loss_null": self.player.null_tokens().expand_as(token_BND)}
+        return {name: mean_v_loss(self.model.detokenizer, x_BZThw, given, noise_BZThw) for name, given in conditions.items()}
 
     def digest(self, module: nn.Module) -> str:
         """Digest of a frozen module; of the autoencoder, the `weights` that its token shards carry."""
