@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from kinetok.infra.config import Config
 from kinetok.infra.errors import ConfigError
+from kinetok.infra.sizing import Prices
 from kinetok.infra.stage import Resources, Stage
 
 Raw: TypeAlias = dict[str, object]
@@ -47,6 +48,8 @@ class Job(Config):
     """Folder (relative to the working folder) or s3:// prefix of all artifacts."""
     tracking: Tracking | None = Tracking()
     """None: nothing is told to MLflow until `kinetok sync`."""
+    prices: Prices | None = None
+    """What `kinetok plan` reckons with."""
     resources: dict[str, Resources] = Field(default_factory=dict)
     """Of every stage, defaults filled in."""
     stages: dict[str, SerializeAsAny[Stage]]

@@ -1,10 +1,16 @@
-"""Figures of this machine while a job runs: CPU, memory, disk and network, sampled into small files beside the job run.
+"""Figures of this machine, and of each node of a Ray cluster, while a job runs: sampled into small files beside the job run.
 
-Names are those of MLflow's own monitor, so its "System metrics" tab shows them. Not covered: GPUs and other machines (Ray's dashboard).
+Names are those of MLflow's own monitor, so its "System metrics" tab shows them, one group for each node. Nodes are asked through the
+exporter that Ray runs on each. Not covered: clusters of more than `NODES` nodes and single processes (Prometheus, `meters.py`).
 """
 
+import http.client
 import json
+import re
+import sys
 import time
+import urllib.request
+from collections.abc import Iterator
 
 import psutil
 
@@ -17,6 +23,18 @@ INTERVAL_SECONDS = 5
 CPU_SECONDS = 0.2
 MEGABYTE = 1e6
 SYSTEM = "system"
+NODES = 32
+ANSWER_SECONDS = 2.0
+_SAMPLE = re.compile(r"^(ray_node_\w+)\{[^}]*\} (\S+)$", re.MULTILINE)
+_OF_NODE = {
+    "ray_node_cpu_utilization": ("cpu_utilization_percentage", 1.0),
+    "ray_node_mem_used": ("system_memory_usage_megabytes", 1 / MEGABYTE),
+    "ray_node_gpus_utilization": ("gpu_utilization_percentage", 1.0),
+    "ray_node_gram_used": ("gpu_memory_usage_megabytes", 1.0),
+    "ray_node_network_receive_speed": ("network_receive_megabytes_per_second", 1 / MEGABYTE),
+    "ray_node_disk_io_read_speed": ("disk_read_megabytes_per_second", 1 / MEGABYTE),
+}
+"""What Ray exports of a node, the name it gets here, and the factor; several GPUs are averaged."""
 
 
 def sample(folder: Folder, *, now: float | None = None) -> None:
@@ -26,7 +44,7 @@ def sample(folder: Folder, *, now: float | None = None) -> None:
     old = folder.read_text(name) if folder.exists(name) else ""
     if old and at - float(json.loads(old.splitlines()[-1])["time"]) < INTERVAL_SECONDS:
         return
-    folder.write_text(name, old + json.dumps({"time": at, **_figures()}) + "\n")
+    folder.write_text(name, old + json.dumps({"time": at, **_figures(), **_nodes()}) + "\n")
 
 
 def samples(folder: Folder) -> list[Line]:
@@ -46,3 +64,37 @@ def _figures() -> Line:
         "system/network_receive_megabytes": network.bytes_recv / MEGABYTE,
         "system/network_transmit_megabytes": network.bytes_sent / MEGABYTE,
     }
+
+
+def _nodes() -> Line:
+    """Figures of each node of the cluster that this process is connected to; nothing for a cluster of this machine alone."""
+    ray = sys.modules.get("ray")
+    nodes = [node for node in ray.nodes() if node["Alive"]] if ray is not None and ray.is_initialized() else []
+    if not 1 < len(nodes) <= NODES:
+        return {}
+    found: Line = {}
+    for node in nodes:
+        place = f"{SYSTEM}/{node['NodeManagerAddress']}-{node['NodeID'][:6]}"
+        found |= {
+            f"{place}/{name}": value for name, value in node_figures(_exported(node["NodeManagerAddress"], node["MetricsExportPort"]))
+        }
+    return found
+
+
+def node_figures(exported: str) -> Iterator[tuple[str, float]]:
+    """(name, value) of what a node's exporter says in Prometheus' text format."""
+    values: dict[str, list[float]] = {}
+    for name, value in _SAMPLE.findall(exported):
+        values.setdefault(name, []).append(float(value))
+    for name, (ours, factor) in _OF_NODE.items():
+        if name in values:
+            yield ours, factor * sum(values[name]) / len(values[name])
+
+
+def _exported(address: str, port: int) -> str:
+    """The page of a node's exporter; empty where it does not answer now."""
+    try:
+        with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=ANSWER_SECONDS) as answer:
+            return str(answer.read().decode())
+    except (OSError, http.client.HTTPException):
+        return ""

@@ -7,7 +7,7 @@ steps. Not covered: leases and what other runs are building at the moment (`run.
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import TypeAlias, TypeVar
 
@@ -18,12 +18,15 @@ from kinetok.infra.artifact import Artifact, InputInfo, Record, Store
 from kinetok.infra.errors import StoreError
 from kinetok.infra.fingerprint import Plain, fingerprint, plain
 from kinetok.infra.job import Job
+from kinetok.infra.sizing import size
 from kinetok.infra.stage import Resources, Stage
 from kinetok.infra.storage import Folder
 
 Names: TypeAlias = Mapping[str, str | tuple[str, ...]]
 """Names of the stages behind each Ref field; a tuple where the field is one."""
 Number = TypeVar("Number", int, float)
+SOURCES = "sources"
+"""Metric of a stage that reads a source: how many of its things went in."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ class Estimate:
     """Samples that come out."""
     bytes: int | None = None
     seconds: float | None = None
+    cpu_hours: float | None = None
+    gpu_hours: float | None = None
+    money: float | None = None
+    """Of CPUs and GPUs, where the job has prices."""
+    storage: float | None = None
+    """Money for a month of the output."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +105,17 @@ class Step:
             "reason": self.reason,
             "changes": [{"path": c.path, "old": c.old, "new": c.new, "upstream": c.upstream} for c in self.changes],
             "inputs": {name: value if isinstance(value, str) else list(value) for name, value in self.inputs.items()},
-            "expected": {"samples": guess.samples, "written": guess.written, "bytes": guess.bytes, "seconds": guess.seconds},
+            "expected": dict(plain(asdict(guess))),
         }
 
 
-def plan(job: Job, store: Store, forced: Collection[str] = ()) -> list[Step]:
+def plan(job: Job, store: Store, forced: Collection[str] = (), *, sources: int | None = None) -> list[Step]:
     """Every stage of the job, inputs first; those of `forced` count as not built.
 
-    Raises StoreError where a finished artifact was made of other inputs than there are now.
+    With `sources`, everything is to be built, and sized as if the source held so many videos. Raises StoreError where a finished artifact
+    was made of other inputs than there are now.
     """
-    planner = _Planner(job, store, forced)
+    planner = _Planner(job, store, forced if sources is None else list(job.stages), sources)
     for name in job.order():
         planner.steps[name] = planner.step(name)
     for step in planner.steps.values():
@@ -138,6 +148,8 @@ class _Planner:
     job: Job
     store: Store
     forced: Collection[str]
+    sources: int | None = None
+    """Size the job as if its source held so many."""
     steps: dict[str, Step] = field(default_factory=dict)
     _records: dict[str, list[Artifact]] = field(default_factory=dict)
 
@@ -147,7 +159,7 @@ class _Planner:
         identity = stage.identity({field_name: self._keys(names) for field_name, names in inputs.items()})
         key = fingerprint(identity)
         found = self.store.get(stage.kind, name, key)
-        forced = found is not None and name in self.forced
+        forced = name in self.forced and (found is not None or self.sources is not None)
         # Built again under its own name: the folder of another name that holds the same stays what its record says.
         folder = found.folder if found and not forced else self.store.folder(stage.kind, name, key)
         artifact = None if forced else found
@@ -191,8 +203,17 @@ class _Planner:
             return Estimate()
         record = earlier[0].record
         scale = self._scale(step, record)
+        samples = round(record.counts.input * scale)
+        needs = size(step.stage, step.resources, record, samples=samples, scale=scale, prices=self.job.prices)
         return Estimate(
-            round(record.counts.input * scale), round(record.counts.written * scale), round(record.bytes * scale), record.seconds * scale
+            samples,
+            round(record.counts.written * scale),
+            round(record.bytes * scale),
+            needs.seconds,
+            needs.cpu_hours,
+            needs.gpu_hours,
+            needs.money,
+            needs.storage,
         )
 
     def _scale(self, step: Step, record: Record) -> float:
@@ -202,7 +223,10 @@ class _Planner:
             literals = step.stage.literals()
             return _product(literals.get(name) for name in fields) / _product(record.config.get(name) for name in fields)
         now, then = self._samples_into(step), self._samples_before(record)
-        return now / then if now and then else 1.0
+        if now and then:
+            return now / then
+        of_source = record.metrics.get(SOURCES) or record.counts.input
+        return self.sources / of_source if self.sources and of_source else 1.0
 
     def _samples_into(self, step: Step) -> int | None:
         """Samples of the nearest stage above that has any, made or expected."""
@@ -246,6 +270,19 @@ def plan_table(steps: Iterable[Step]) -> Table:
     return table
 
 
+def size_table(steps: Iterable[Step]) -> Table:
+    """What the stages to be built take, and the sum, which is the time of a run where nothing goes side by side."""
+    table = Table(title_justify="left", header_style="bold", show_footer=True)
+    guesses = [(step.name, step.estimate) for step in steps if step.artifact is None]
+    sums = {name: sum(getattr(guess, name) or 0 for _, guess in guesses) for name in _SIZES}
+    table.add_column("stage", "all")
+    for name, (title, show) in _SIZES.items():
+        table.add_column(title, show(sums[name]) if name != "samples" else "", justify="right")
+    for stage, guess in guesses:
+        table.add_row(stage, *(_unknown(getattr(guess, name), show) for name, (_, show) in _SIZES.items()))
+    return table
+
+
 def human_bytes(count: float) -> str:
     """`1.5 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -263,6 +300,17 @@ def human_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+_SIZES: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "samples": ("samples", "{:,.0f}".format),
+    "bytes": ("bytes", human_bytes),
+    "seconds": ("time", human_seconds),
+    "cpu_hours": ("CPU hours", "{:,.1f}".format),
+    "gpu_hours": ("GPU hours", "{:,.1f}".format),
+    "money": ("money", "{:,.2f}".format),
+    "storage": ("storage, a month", "{:,.2f}".format),
+}
 
 
 def _unknown(value: Number | None, show: Callable[[Number], str]) -> str:

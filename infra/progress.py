@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from kinetok.infra import meters
 from kinetok.infra.plan import human_seconds
 
 INTERVAL_SECONDS = 10.0
@@ -42,7 +43,7 @@ class Row:
     """Time and count of the first report of `done`."""
 
     def report(self, *, done: int | None, total: int | None, unit: str | None, quarantined: int | None, note: str | None) -> None:
-        """Take over what is given; None keeps what was there."""
+        """Take over what is given, and tell Prometheus; None keeps what was there."""
         if done is not None and self._first is None:
             self._first = time.monotonic(), done
         self.done = self.done if done is None else done
@@ -50,6 +51,7 @@ class Row:
         self.unit = self.unit if unit is None else unit
         self.quarantined = self.quarantined if quarantined is None else quarantined
         self.note = self.note if note is None else note
+        meters.progress(self.name, self.unit, done=self.done, total=self.total, quarantined=self.quarantined)
 
     @property
     def seconds(self) -> float | None:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import kinetok
+from kinetok.infra.sizing import CPUS
 
-PACKAGES = ("kinetok", "torch", "ray", "deepspeed", "mlflow", "av", "numpy", "pyarrow", "pydantic", "safetensors", "webdataset")
 WHEEL = "kinetok.wheel"
 COMMIT = "kinetok.commit"
 """Names in the metadata of a Ray job."""
+PACKAGES = ("kinetok", "torch", "ray", "deepspeed", "mlflow", "av", "numpy", "pyarrow", "pydantic", "safetensors", "webdataset")
 
 
-def commit() -> str | None:
 class Submission(NamedTuple):
     """What `kinetok submit` says of the Ray job that this process drives."""
 
@@ -36,6 +36,7 @@ def submission() -> Submission | None:
     return Submission(told["job_submission_id"], told[WHEEL], told.get(COMMIT)) if WHEEL in told else None
 
 
+def commit() -> str | None:
     """Git commit of the checkout that this package comes from, `+dirty` appended where it has changes; None outside one."""
     if (sent := submission()) is not None:
         return sent.commit
@@ -47,7 +48,7 @@ def submission() -> Submission | None:
 
 def environment() -> dict[str, str]:
     """Versions of Python, the platform and the installed packages whose version can change a result."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {"python": platform.python_version(), "platform": platform.platform(), CPUS: str(os.cpu_count() or 1)}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

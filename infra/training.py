@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
-from kinetok.infra import checkpoint
+from kinetok.infra import checkpoint, meters
 from kinetok.infra.checkpoint import Saved
 from kinetok.infra.engine import Engine, EngineSettings, make_engine
 from kinetok.infra.errors import Cancelled, ConfigError, KinetokError, StoreError, TrainingError
@@ -146,13 +146,18 @@ class Loop:
             world=self.session.world,
         )
         with _stop_flag(self.work, enabled=self.first) as stop:
-            since, before = time.perf_counter(), self.start
+            since, before, waited = time.perf_counter(), self.start, 0.0
             for step in range(self.start + 1, self.config.steps + 1):
-                self.step(step, [self._to_device(next(batches)) for _ in range(self.accumulation)])
+                asked = time.perf_counter()
+                fed = [self._to_device(next(batches)) for _ in range(self.accumulation)]
+                waited += time.perf_counter() - asked
+                self.step(step, fed)
                 if not self._pauses(step):
                     continue
                 values = self.drain(step, stop)
-                values["train/samples_per_second"] = rate = (step - before) * self.config.global_batch / (time.perf_counter() - since)
+                samples, seconds = (step - before) * self.config.global_batch, time.perf_counter() - since
+                values["train/samples_per_second"] = rate = samples / seconds
+                meters.did(meters.stage_of(self.work.out), "train", samples=samples // self.session.world, seconds=seconds - waited)
                 if "train/tokens" in values:
                     values["train/tokens_per_second"] = values["train/tokens"] * rate
                 values |= self.evaluate() if self._evaluates(step) else {}
@@ -160,7 +165,7 @@ class Loop:
                     log.write(step, values)
                 if step % self.config.checkpoint_every == 0:
                     self._checkpoint(step, log)
-                since, before = time.perf_counter(), step
+                since, before, waited = time.perf_counter(), step, 0.0
         if log is not None:
             log.flush()
         return self._export()

@@ -7,12 +7,13 @@ read, becomes its message and exit code 1.
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kinetok.infra.errors import KinetokError
+from kinetok.infra.errors import KinetokError, StoreError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from kinetok.infra.artifact import Artifact, Store
     from kinetok.infra.job import Job
     from kinetok.infra.job_run import JobRun
+    from kinetok.infra.submit import Jobs
     from kinetok.llm.presets import SizeName
 
 JOBS = Path(__file__).parent / "jobs"
@@ -30,6 +32,13 @@ _store = click.option("--store", envvar="KINETOK_STORE", default="work", show_de
 _job_store = click.option("--store", help="Another store than the job file's.")
 _json = click.option("--json", "as_json", is_flag=True, help="Machine-readable, on standard output.")
 _artifact = click.argument("artifact")
+_only = click.option("--only", multiple=True, metavar="STAGE", help="Build just this stage; may be repeated.")
+_from = click.option(
+    "--from", "start", multiple=True, metavar="STAGE", help="Build this stage and all that is made of it; may be repeated."
+)
+_force = click.option("--force", is_flag=True, help="Delete and build again what is selected, finished or not.")
+_ADDRESS = "RAY_API_SERVER_ADDRESS"
+_cluster = click.option("--address", envvar=_ADDRESS, required=True, help="Of the cluster's dashboard: http://127.0.0.1:8265.")
 
 
 class _Commands(click.Group):
@@ -60,26 +69,30 @@ def main() -> None:
 @_job
 @_set
 @_job_store
+@click.option("--sources", type=int, metavar="N", help="Size the whole job as if its source held N videos.")
 @_json
-def plan(job: str, overrides: tuple[str, ...], store: str | None, as_json: bool) -> None:
-    """Show what a job would build, and why; nothing is built or written."""
-    from kinetok.infra.plan import plan, plan_table
+def plan(job: str, overrides: tuple[str, ...], store: str | None, sources: int | None, as_json: bool) -> None:
+    """Show what a job would build, why, and what it takes, by earlier records; nothing is built or written."""
+    from kinetok.infra.plan import plan, plan_table, size_table
 
     loaded, place = _load(job, overrides, store)
-    steps = plan(loaded, place)
+    steps = plan(loaded, place, sources=sources)
     if as_json:
         click.echo(json.dumps([step.to_json() for step in steps], indent=1))
-    else:
+        return
+    if sources is None:
         _console().print(plan_table(steps))
+    if sources is not None or loaded.prices is not None:
+        _console().print(size_table(steps))
 
 
 @main.command()
 @_job
 @_set
 @_job_store
-@click.option("--only", multiple=True, metavar="STAGE", help="Build just this stage; may be repeated.")
-@click.option("--from", "start", multiple=True, metavar="STAGE", help="Build this stage and all that is made of it; may be repeated.")
-@click.option("--force", is_flag=True, help="Delete and build again what is selected, finished or not.")
+@_only
+@_from
+@_force
 def run(job: str, overrides: tuple[str, ...], store: str | None, only: tuple[str, ...], start: tuple[str, ...], force: bool) -> None:
     """Build what a job lacks; the same command goes on after a kill."""
     from kinetok.infra.run import Selection, run
@@ -88,6 +101,66 @@ def run(job: str, overrides: tuple[str, ...], store: str | None, only: tuple[str
     state = run(loaded, place, Selection(only=only, start=start, force=force))
     _summary(state, place)
     sys.exit(0 if state.succeeded else 1)
+
+
+@main.command()
+@_job
+@_cluster
+@_set
+@_job_store
+@_only
+@_from
+@_force
+@click.option("--wait/--detach", default=True, show_default=True, help="Follow the job to its end, or leave it once it is sent.")
+def submit(job: str, address: str, overrides: tuple[str, ...], store: str | None, wait: bool, **selection: Any) -> None:
+    """Run a job on a Ray cluster: sends this code as a wheel and the job file, and nothing else.
+
+    What a job that runs already is made of is not sent again: the command follows that one. Ctrl-C leaves the job running.
+    """
+    from kinetok.infra.job import find_job
+    from kinetok.infra.run import Selection
+    from kinetok.infra.submit import Jobs, Parcel, require_shared
+    from kinetok.infra.wheel import cached_wheel
+
+    loaded, _ = _load(job, overrides, store)
+    Selection(**selection).names(loaded)
+    require_shared(store or loaded.store)
+    options = [("--set", overrides), ("--store", (store,) if store else ()), ("--only", selection["only"]), ("--from", selection["start"])]
+    given = [word for option, values in options for value in values for word in (option, value)]
+    parcel = Parcel(loaded.name, find_job(job, JOBS).read_bytes(), (*given, *(["--force"] if selection["force"] else [])), cached_wheel())
+    jobs = Jobs(address)
+    sent, there = jobs.submit(parcel)
+    click.echo(f"{sent} {'runs already' if there else 'was sent'}: kinetok status|logs|cancel {sent} --address {address}", err=True)
+    if wait:
+        _follow(jobs, sent)
+
+
+@main.command()
+@click.argument("submission")
+@_cluster
+@click.option("--follow", is_flag=True, help="Go on until the job has ended; exit code 1 where it failed.")
+def logs(submission: str, address: str, follow: bool) -> None:
+    """Show what a job on a cluster has printed. SUBMISSION is an id of `submit`, or the start of one."""
+    from kinetok.infra.submit import Jobs
+
+    jobs = Jobs(address)
+    name = jobs.find(submission)
+    if follow:
+        _follow(jobs, name)
+    else:
+        click.echo(jobs.logs(name), nl=False)
+
+
+@main.command()
+@click.argument("submission")
+@_cluster
+def cancel(submission: str, address: str) -> None:
+    """Stop a job on a cluster at its stages' next safe points; what is finished stays, and the same job goes on from there."""
+    from kinetok.infra.submit import Jobs
+
+    jobs = Jobs(address)
+    name = jobs.find(submission)
+    click.echo(f"{name} is stopping" if jobs.cancel(name) else f"{name} had ended already")
 
 
 @main.command()
@@ -118,16 +191,26 @@ def budget(size: "SizeName", frames: int, height: int, width: int, measure: bool
 
 
 @main.command()
+@click.argument("run_id", metavar="[ID]", required=False)
 @_store
 @click.option("--runs", default=3, show_default=True, help="How many of the latest runs.")
-def status(store: str, runs: int) -> None:
-    """Show the latest runs and all artifacts of a store."""
+@click.option("--address", envvar=_ADDRESS, help="Of a cluster's dashboard: show the jobs that were submitted to it.")
+def status(run_id: str | None, store: str, runs: int, address: str | None) -> None:
+    """Show the latest runs and all artifacts of a store, or the jobs of a cluster. ID, or the start of it, chooses one."""
     from kinetok.infra.job_run import artifact_table, recent_runs, run_table
 
+    if address:
+        _status_of_cluster(address, run_id)
+        return
     place = _open(store)
-    for state in reversed(recent_runs(place, runs)):
+    found = recent_runs(place, runs if run_id is None else sys.maxsize)
+    chosen = [state for state in found if run_id is None or run_id in (state.run_id, state.submission) or state.run_id.startswith(run_id)]
+    if run_id is not None and not chosen:
+        raise StoreError(f"{place.root} has no run {run_id}; `kinetok status` lists the latest, a submission's id needs --address")
+    for state in reversed(chosen):
         _console().print(run_table(state, place))
-    _console().print(artifact_table(place.all()))
+    if run_id is None:
+        _console().print(artifact_table(place.all()))
 
 
 @main.command()
@@ -170,11 +253,11 @@ def verify(artifact: str | None, store: str, everything: bool) -> None:
 def quarantine(artifact: str, store: str, again: bool, each: bool) -> None:
     """Count quarantined samples by reason, or list them."""
     from kinetok.pipelines.data.quarantine import listing, summary
-    from kinetok.pipelines.data.retry import reopen, retry
+    from kinetok.pipelines.data.retry import SHARDED, reopen, retry
 
     place = _open(store)
     found = place.find(artifact)
-    if again and found.kind == "encode":
+    if again and found.kind in SHARDED:
         click.echo(f"{reopen(found)} shards are open again: the next run of the job encodes them, and them alone")
         return
     if again:
@@ -260,6 +343,27 @@ def ui(store: str, port: int) -> None:
     from kinetok.infra.tracking import ui
 
     ui(_open(store), None, port)
+
+
+def _follow(jobs: "Jobs", submission: str) -> None:
+    """Show a job of a cluster to its end, and exit as it does; Ctrl-C leaves it alone."""
+
+    def note(text: str) -> None:
+        click.echo(text, err=True)
+
+    try:
+        succeeded = jobs.follow(submission, partial(click.echo, nl=False), note)
+    except KeyboardInterrupt:
+        note(f"left; the job goes on: kinetok logs {submission} --follow --address {jobs.address}")
+        sys.exit(130)
+    sys.exit(0 if succeeded else 1)
+
+
+def _status_of_cluster(address: str, start: str | None) -> None:
+    from kinetok.infra.submit import Jobs, submission_table
+
+    jobs = Jobs(address)
+    _console().print(submission_table(jobs.list() if start is None else [jobs.info(jobs.find(start))]))
 
 
 def _load(job: str, overrides: tuple[str, ...], store: str | None) -> "tuple[Job, Store]":

@@ -25,11 +25,13 @@ from kinetok.pipelines.data.quarantine import summary
 from kinetok.pipelines.data.reasons import BadVideo, Reason
 from kinetok.pipelines.data.recipe import CutRecipe, IndexRecipe
 from kinetok.pipelines.data.sources import SPLITS, VIDEO_EXTENSIONS, Shard, SourcePlan, check_unchanged, open_url, read_range, version_of
+from kinetok.pipelines.data.strangers import caption, label
 from kinetok.pipelines.data.tars import DamagedShard, Member, Sample, read_samples
 
 MAX_CAPTION = 10_000
 """Characters kept of a caption."""
-
+MAX_JSON_BYTES = 1 << 20
+"""A larger json gives no facts: parsed, it could take thirty times its size."""
 
 _DECISIONS: tuple[Literal["kept"], Literal["filtered"], Literal["quarantined"]] = ("kept", "filtered", "quarantined")
 
@@ -231,19 +233,21 @@ def _facts(sample: Sample) -> _Facts:
     """Caption, group and split of a sample: from its json (`caption` or `text`, `group`, `split`), the caption rather from its txt."""
     by_extension = {member.extension: member for member in sample.members if member.problem is None}
     found = _json(by_extension["json"]) if "json" in by_extension else {}
-    caption = found.get("caption") or found.get("text")
+    said = found.get("caption") or found.get("text")
     if "txt" in by_extension:
-        caption = by_extension["txt"].data[: 4 * MAX_CAPTION].decode("utf-8", "replace")
+        said = by_extension["txt"].data[: 4 * MAX_CAPTION].decode("utf-8", "replace")
     group, split = found.get("group"), found.get("split")
     return _Facts(
-        caption.strip()[:MAX_CAPTION] if isinstance(caption, str) else "",
-        group[:MAX_CAPTION] if isinstance(group, str) else "",
+        caption(said, MAX_CAPTION) if isinstance(said, str) else "",
+        label(group[:MAX_CAPTION]) if isinstance(group, str) else "",
         split if split in SPLITS else None,
     )
 
 
 def _json(member: Member) -> dict[str, object]:
-    """The object in a json member; a broken one gives no facts, because the video beside it is still good."""
+    """The object in a json member; a broken or a huge one gives no facts, because the video beside it is still good."""
+    if member.size > MAX_JSON_BYTES:
+        return {}
     try:
         found = json.loads(member.data)
     except (ValueError, RecursionError):
@@ -259,7 +263,8 @@ def _folder_candidates(shard: Shard, plan: SourcePlan) -> Iterator[Candidate]:
             problem = (Reason.MISSING_FILE, f"{video.member} is named in the CSV but not in {shard.url}")
         else:
             data, problem = read_video_file(url)
-        yield Candidate(video.video, url, video.member, 0, len(data), video.caption[:MAX_CAPTION], video.group, video.split, data, problem)
+        said = caption(video.caption, MAX_CAPTION)
+        yield Candidate(label(video.video), url, video.member, 0, len(data), said, label(video.group), video.split, data, problem)
 
 
 def read_video_file(url: str) -> tuple[bytes, tuple[Reason, str] | None]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise
 from math import ceil
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import Literal, NamedTuple, Protocol, Self, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
@@ -30,15 +30,18 @@ from ray.exceptions import RayError
 from safetensors.torch import save
 from torch import Tensor
 
+from kinetok.infra import capacity, meters
 from kinetok.infra.errors import DataError, KinetokError
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import ClipIndex
-from kinetok.pipelines.data.decode import Pixels, decode_clips
+from kinetok.pipelines.data.decode import Pixels, decode_windows
+from kinetok.pipelines.data.guard import Guard, begun_before, guard
+from kinetok.pipelines.data.ray_tasks import pool_sizes, worker_options
 from kinetok.pipelines.data.reasons import BadVideo, Reason
 from kinetok.pipelines.data.sources import read_range
 from kinetok.pipelines.data.token_shards import TOKENS, BadSample, Line, Sample, stored, write_shard
-from kinetok.tokenizers.base import DecodeRecipe, LowerStage, Tokenizer
+from kinetok.tokenizers.base import DecodeRecipe, LowerStage, Tokenizer, Tokens, TokenSpec
 from kinetok.tokenizers.causal.chunks import ChunkPlan, encode_chunks, join_latents
 
 UNIT_BYTES = 32 << 20
@@ -72,11 +75,20 @@ _DECODED = pa.schema(_STATUS)
 _ENCODED = pa.schema([*_STATUS, ("payload", pa.large_binary()), ("encode_seconds", pa.float64())])
 
 
+class ClipEncoder(Protocol):
+    """What encodes clips: a tokenizer, or a frozen network whose features are as good as tokens."""
+
+    def spec(self) -> TokenSpec: ...
+    def encode(self, video_BCTHW: Tensor) -> Tokens: ...
+    def to(self, device: torch.device) -> Self: ...
+    def eval(self) -> Self: ...
+
+
 @dataclass(frozen=True)
 class Encoding:
     """What to compute: picklable, handed to every worker."""
 
-    open_model: Callable[[], Tokenizer]
+    open_model: Callable[[], ClipEncoder]
     content: Literal["tokens", "features"]
     dtype: Literal["fp32", "bf16", "fp16"]
     """Type the numbers are stored in."""
@@ -84,6 +96,8 @@ class Encoding:
     resources: Resources
     chunks: ChunkPlan | None = None
     """Encode clips in these chunks; None encodes each at once."""
+    stage: str = ""
+    """Whose work it is, for meters and Ray's dashboard."""
 
     @property
     def unit_clips(self) -> int:
@@ -103,6 +117,15 @@ class Unit(NamedTuple):
     place: int
     first: int
     clips: int
+
+
+class Video(NamedTuple):
+    """A video in its tar, and where its windows begin."""
+
+    url: str
+    offset: int
+    bytes: int
+    starts: list[float]
 
 
 class Committed(NamedTuple):
@@ -160,8 +183,10 @@ def _encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out
         blocks.append(block)
         expected = len(index.shards[unit.shard])
         if unit.place + unit.clips == expected:
-            writes.append(_commit_shard.remote(out, unit.shard, expected, *blocks))
+            named = _commit_shard.options(name=f"{encoding.stage}: write shard {unit.shard}")
+            writes.append(named.remote(out, unit.shard, expected, *blocks))
             blocks = []
+        meters.tell("kinetok_queue", len(blocks) + len(writes), stage=encoding.stage)
         while len(writes) > WRITES:
             done, writes = ray.wait(writes)
             yield from ray.get(done)
@@ -173,47 +198,46 @@ def _encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out
 def plan(index: ClipIndex, units: list[Unit], encoding: Encoding) -> ray.data.Dataset:
     """The dataset of encoded units, one block each, in order; nothing runs until it is iterated."""
     resources = encoding.resources
-    actors = min(resources.workers, len(units))
-    return decoded(index, units, encoding, reserved=actors * resources.cpus).map_batches(
+    least, most = pool_sizes(resources, len(units))
+    return decoded(index, units, encoding, actors=most).map_batches(
         Encoder,
         batch_size=None,
         batch_format="pyarrow",
         fn_constructor_args=(encoding,),
-        compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus,
+        compute=ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2),
+        **worker_options(resources),
     )
 
 
-def decoded(index: ClipIndex, units: list[Unit], encoding: Encoding, *, reserved: float) -> ray.data.Dataset:
-    """The dataset of decoded units, on the CPUs of the cluster that are not `reserved`; with none left they share those of the actors."""
+def decoded(index: ClipIndex, units: list[Unit], encoding: Encoding, *, actors: int) -> ray.data.Dataset:
+    """The dataset of decoded units, on the CPUs that the actors leave; with none left they share those of the actors."""
     rows = ray.put(index.rows.select(_ROWS).combine_chunks())
-    spare = _cluster_cpus() - reserved
-    tasks = min(encoding.resources.decoders or max(1, int(spare)), len(units))
+    resources = encoding.resources
+    cluster = capacity.look()
+    taken = actors * resources.cpus if cluster.share(resources.custom, resources.decoder_custom) else 0
+    spare = cluster.total("CPU", beside=resources.decoder_custom) - taken
+    tasks = min(resources.decoders or max(1, int(spare)), len(units))
     source = ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
     # Ray Data reports each data set it starts and ends; progress is the stage's to tell.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = source.context
     context.execution_options.preserve_order = True
-    in_flight = (2 * tasks + 2 * encoding.resources.workers + 2) * encoding.unit_bytes
+    in_flight = (2 * tasks + 2 * actors + 2) * encoding.unit_bytes
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
     context.op_resource_reservation_enabled = True  # without it nothing bounds the bytes between operators
     context.target_max_block_size = None
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    source.set_name(encoding.stage or None)
     return source.map_batches(
-        partial(decode_unit, rows=rows, recipe=encoding.recipe),
+        partial(decode_unit, rows=rows, recipe=encoding.recipe, seconds=encoding.resources.decode_seconds, stage=encoding.stage),
         batch_size=None,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=tasks),
         num_cpus=1 if spare >= tasks else 0,
+        resources=resources.decoder_custom or None,
         memory=WORKER_BYTES + 3 * encoding.unit_bytes,
     )
-
-
-def _cluster_cpus() -> float:
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return found.get("CPU", 1.0)
 
 
 def _block_refs(dataset: ray.data.Dataset) -> Iterator["ray.ObjectRef[pa.Table]"]:
@@ -221,24 +245,28 @@ def _block_refs(dataset: ray.data.Dataset) -> Iterator["ray.ObjectRef[pa.Table]"
         yield from (entry.ref for entry in bundle.blocks)
 
 
-def decode_unit(unit: pa.Table, *, rows: "ray.ObjectRef[pa.Table]", recipe: DecodeRecipe) -> pa.Table:
-    """Pixels of one unit; each video is read and decoded once for all of its windows in the unit."""
+def decode_unit(unit: pa.Table, *, rows: "ray.ObjectRef[pa.Table]", recipe: DecodeRecipe, seconds: float, stage: str) -> pa.Table:
+    """Pixels of one unit; each video is read and decoded once for all of its windows in the unit, within `seconds`."""
     began = time.perf_counter()
     work = Unit(**unit.to_pylist()[0])
     clips = ray.get(rows).slice(work.first, work.clips).to_pylist()
     pixels_BTHWC = np.empty((work.clips, recipe.frames, recipe.height, recipe.width, 3), np.uint8)
     statuses: list[Status] = []
-    for (url, offset, size), windows in groupby(clips, key=lambda clip: (clip["url"], clip["offset"], clip["bytes"])):
-        starts = [clip["start"] for clip in windows]
-        statuses += _decode_video(url, offset, size, starts, recipe, pixels_BTHWC[len(statuses) :])
-    seconds = (time.perf_counter() - began) / work.clips
+    read = 0
+    with guard(seconds, apart=begun_before()) as guarded:
+        for (url, offset, size), windows in groupby(clips, key=lambda clip: (clip["url"], clip["offset"], clip["bytes"])):
+            wanted = Video(url, offset, size, [clip["start"] for clip in windows])
+            read += size
+            statuses += _decode_video(wanted, recipe, guarded, pixels_BTHWC[len(statuses) :])
+    each = (time.perf_counter() - began) / work.clips
+    meters.did(stage, "decode", samples=work.clips, seconds=each * work.clips, size=read)
     listed = [
         {
             **status,
             "shard": work.shard,
             "place": work.place + number,
             "about": json.dumps({name: clip[name] for name in _ABOUT}, ensure_ascii=False),
-            "decode_seconds": seconds,
+            "decode_seconds": each,
         }
         for number, (clip, status) in enumerate(zip(clips, statuses, strict=True))
     ]
@@ -247,16 +275,17 @@ def decode_unit(unit: pa.Table, *, rows: "ray.ObjectRef[pa.Table]", recipe: Deco
     return pa.Table.from_pylist(listed, schema=_DECODED).append_column("pixels", pixels)
 
 
-def _decode_video(url: str, offset: int, size: int, starts: list[float], recipe: DecodeRecipe, out_BTHWC: Pixels) -> list[Status]:
+def _decode_video(wanted: Video, recipe: DecodeRecipe, guarded: Guard, out_BTHWC: Pixels) -> list[Status]:
     """Decode the windows of one video into `out_BTHWC`; the status of each: sound, and from the first that fails on, the reason."""
-    sound = 0
     try:
-        for clip_THWC in decode_clips(read_range(url, offset, size), starts=starts, **recipe.model_dump()):
-            out_BTHWC[sound] = clip_THWC
-            sound += 1
+        decode = partial(decode_windows, **recipe.model_dump())
+        found = guarded(decode, read_range(wanted.url, wanted.offset, wanted.bytes), wanted.starts)
     except (BadVideo, OSError) as error:
-        return [_SOUND] * sound + [_failed(error)] * (len(starts) - sound)
-    return [_SOUND] * sound
+        return [_failed(error)] * len(wanted.starts)
+    for place, clip_THWC in enumerate(found.clips):
+        out_BTHWC[place] = clip_THWC
+    bad = [] if found.error is None else [_failed(found.error)] * (len(wanted.starts) - len(found.clips))
+    return [_SOUND] * len(found.clips) + bad
 
 
 def _failed(error: BadVideo | OSError) -> Status:
@@ -284,6 +313,7 @@ class Encoder:
             for number, payload in zip(chosen, self.encode(pixels_BTHWC[chosen]), strict=True):
                 rows[number].update(_failed(payload) if isinstance(payload, BadVideo) else {"payload": payload})
         seconds = (time.perf_counter() - began) / max(1, len(rows))
+        meters.did(self.encoding.stage, "model", samples=len(sound), seconds=seconds * len(rows))
         return pa.Table.from_pylist([{"payload": None, **row, "encode_seconds": seconds} for row in rows], schema=_ENCODED)
 
     @torch.inference_mode()
@@ -300,7 +330,7 @@ class Encoder:
         if self.encoding.content == "tokens":
             if self.encoding.chunks is None:
                 return {TOKENS: self.model.encode(video_BCTHW).values}
-            return {TOKENS: join_latents(encode_chunks(self.model, video_BCTHW, self.encoding.chunks))}
+            return {TOKENS: join_latents(encode_chunks(cast(Tokenizer, self.model), video_BCTHW, self.encoding.chunks))}
         found = cast(LowerStage, self.model).growth_features(video_BCTHW)
         return {"full": found.full_BDthw, "key": found.key_BDthw}
 
@@ -322,6 +352,7 @@ def _payload(tensors: dict[str, Tensor]) -> bytes | BadVideo:
 
 def commit_shard(out: Folder, shard: int, expected: int, *blocks: pa.Table) -> Committed:
     """Write one shard of `expected` clips out of its blocks."""
+    began = time.perf_counter()
     rows = [row for block in blocks for row in block.to_pylist()]
     places = [(row["shard"], row["place"]) for row in rows]
     assert places == [(shard, place) for place in range(expected)], f"blocks of shard {shard} are not whole or in order: {places}"
@@ -336,6 +367,8 @@ def commit_shard(out: Folder, shard: int, expected: int, *blocks: pa.Table) -> C
         if row["reason"] is not None
     ]
     lines = write_shard(out, shard, samples, bad)
+    size = sum(int(str(line["bytes"])) for line in lines)
+    meters.did(meters.stage_of(out), "write", samples=len(samples), seconds=time.perf_counter() - began, size=size)
     decode_seconds, encode_seconds = (sum(row[name] for row in rows) for name in ("decode_seconds", "encode_seconds"))
     return Committed(shard, lines, expected, decode_seconds, encode_seconds)
 

@@ -7,14 +7,15 @@ committed, removes what is not, and writes the rest with the same bytes. Not cov
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 
 from kinetok.infra.artifact import MANIFEST, Counts
 from kinetok.infra.errors import ContractError, DataError, QuarantineLimit
-from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
+from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.stages.clips import Clips
 from kinetok.pipelines.stages.train import misfits
 from kinetok.tokenizers.causal.chunks import ChunkPlan
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from kinetok.pipelines.data.clip_index import ClipIndex
     from kinetok.pipelines.data.encoding import Committed, Encoding
     from kinetok.pipelines.data.token_shards import Line
-    from kinetok.tokenizers.base import TokenSpec
+    from kinetok.tokenizers.base import Tokenizer, TokenSpec
 
 
 class Encode(Stage):
@@ -32,6 +33,10 @@ class Encode(Stage):
     kind: Literal["encode"] = "encode"
     version: ClassVar[int] = 2
     uses_ray: ClassVar[bool] = True
+    rates: ClassVar[Mapping[str, str]] = {
+        "decode task": "decode_clips_per_second_per_core",
+        "model actor": "model_clips_per_second_per_actor",
+    }
     data: Annotated[Ref, Produces("clips")]
     """The clips to encode."""
     model: Annotated[Ref, Produces("train", "model")]
@@ -59,6 +64,9 @@ class Encode(Stage):
                 f"{self.chunks.overlap}"
             )
 
+    def asks(self, resources: Resources) -> tuple[Ask, ...]:
+        return Ask("decode task", resources.decoder), Ask("model actor", resources.worker)
+
     def run(self, ctx: StageContext) -> StageResult:
         """Encode the shards that are not committed yet, then write the manifest."""
         from kinetok.pipelines.data.clip_index import ClipIndex
@@ -79,6 +87,7 @@ def encode(ctx: StageContext, index: "ClipIndex", encoding: "Encoding", max_bad_
     if not len(index):
         raise DataError(f"{ctx.input('data').name} holds no clips to encode: look at its filters and its quarantine")
     _stamp(ctx, _stored_spec(encoding))
+    encoding = replace(encoding, stage=ctx.name)
     lines = resume(ctx.out)
     due = [shard for shard in range(len(index.shards)) if shard not in lines]
     finished: list[Committed] = []
@@ -107,7 +116,7 @@ def _stored_spec(encoding: "Encoding") -> "TokenSpec":
     if encoding.chunks is not None:
         changes |= {"chunk_frames": encoding.chunks.frames, "chunk_overlap": encoding.chunks.overlap}
     if encoding.content == "features":
-        changes["channels"] = growable(model).feature_channels
+        changes["channels"] = growable(cast("Tokenizer", model)).feature_channels
     if encoding.content == "features" or spec.vocabulary is None:
         changes["dtype"] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[encoding.dtype]
     return spec.model_copy(update=changes)

@@ -11,7 +11,7 @@ import pytest
 
 from kinetok.infra.artifact import Store
 from kinetok.infra.errors import StoreError
-from kinetok.infra.plan import Step, human_bytes, human_seconds, plan, plan_table
+from kinetok.infra.plan import Step, human_bytes, human_seconds, plan, plan_table, size_table
 from kinetok.infra.run import run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
@@ -40,6 +40,29 @@ def test_planning_touches_nothing(toys: ModuleType, tmp_path: Path) -> None:
     store = tmp_path / "work"
     assert all(why(step) == ["new"] and step.artifact is None for step in steps(toys, store).values())
     assert not store.exists()
+
+
+def test_a_job_is_sized_as_if_its_source_held_more(toys: ModuleType, tmp_path: Path) -> None:
+    """Sources scale with `sources`, what is made of them with what they give, and money is hours times prices."""
+    place = built(toys, tmp_path)
+    job, _ = toys.job(tmp_path, "prices={cpu_hour: 36.0, storage_gb_month: 1000.0}", "resources={default: {cpus: 2}}")
+    few = place.find("few").record
+    sized = {step.name: step for step in plan(job, place, sources=300)}
+    assert all(step.artifact is None for step in sized.values())
+    guess = sized["few"].estimate
+    assert (guess.samples, guess.written) == (300, 300) and guess.bytes == few.bytes * 100
+    assert guess.seconds == pytest.approx(few.seconds * 100)
+    assert guess.cpu_hours == pytest.approx(2 * guess.seconds / 3600) and guess.gpu_hours == 0
+    assert guess.money == pytest.approx(guess.cpu_hours * 36) and guess.storage == pytest.approx(few.bytes * 100 / 1e9 * 1000)
+    total = place.find("total").record
+    assert sized["total"].estimate.seconds == pytest.approx(total.seconds * 100)
+    assert size_table(sized.values()).columns[0].footer == "all"
+    assert sized["few"].to_json()["expected"]["money"] == guess.money  # type: ignore[index, call-overload]
+
+
+def test_prices_are_no_part_of_a_key(toys: ModuleType, tmp_path: Path) -> None:
+    plain = {name: step.key for name, step in steps(toys, tmp_path).items()}
+    assert {name: step.key for name, step in steps(toys, tmp_path, "prices={gpu_hour: 3}").items()} == plain
 
 
 def test_all_is_cached_after_a_run(toys: ModuleType, tmp_path: Path) -> None:

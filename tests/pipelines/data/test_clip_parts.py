@@ -10,7 +10,7 @@ from tests.pipelines.data.videos import encode, moving
 from kinetok.infra.artifact import MANIFEST
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import read_parts
-from kinetok.pipelines.data.clip_parts import MAX_CAPTION, cut_shard, finish_index, finished_parts, split_of, write_part
+from kinetok.pipelines.data.clip_parts import MAX_CAPTION, MAX_JSON_BYTES, cut_shard, finish_index, finished_parts, split_of, write_part
 from kinetok.pipelines.data.recipe import CutRecipe, IndexRecipe
 from kinetok.pipelines.data.sources import SourcePlan, list_source, write_plan
 from kinetok.pipelines.data.tars import TarWriter
@@ -49,6 +49,10 @@ def _rows(tmp_path: Path, members: dict[str, bytes]) -> list[dict[str, object]]:
         ({"v.json": b"[1]"}, "", "v"),
         ({"v.txt": b"caf\xe9"}, "caf\ufffd", "v"),
         ({"v.txt": b"x" * 100_000}, "x" * MAX_CAPTION, "v"),
+        ({"v.json": b'{"caption": "half \\ud800 pair", "group": "\\udfff"}'}, "half   pair", "\\udfff"),
+        ({"v.json": b'{"caption": "\\u0000a\\u001b[2J", "group": "g\\u0000"}'}, "a [2J", "g\\x00"),
+        ({"v.json": b'{"caption": "huge", "x": "' + b"x" * MAX_JSON_BYTES + b'"}'}, "", "v"),
+        ({"v.json": b"[" * 100_000}, "", "v"),
     ],
 )
 def test_facts_beside_a_video(tmp_path: Path, members: dict[str, bytes], caption: str, group: str) -> None:
