@@ -63,8 +63,9 @@ def progress(stage: str, unit: str, *, done: int | None, total: int | None, quar
 
 def tell(name: str, amount: float, **labels: str) -> None:
     """Set a gauge, or add to a counter."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    # Absent too while another thread is in the middle of importing it.
+    started = getattr(sys.modules.get("ray"), "is_initialized", None)
+    if started is None or not started():
         return
     meter = _meter(name)
     (meter.set if METERS[name].kind == "gauge" else meter.inc)(amount, tags=labels)  # type: ignore[union-attr]
