@@ -35,6 +35,8 @@ from kinetok.pipelines.data.reasons import Reason
 from kinetok.pipelines.data.recipe import CutRecipe, IndexRecipe
 from kinetok.pipelines.data.sources import Shard, SourcePlan, check_unchanged, read_range
 
+SHARDED = ("encode", "vit")
+"""Kinds whose shards are made one by one of the clips of an index."""
 _IN_THE_TAR = (Reason.UNSAFE_MEMBER, Reason.DUPLICATE, Reason.TOO_LARGE)
 """Reasons that only another tar can remove."""
 
@@ -56,11 +58,11 @@ def retry(store: Store, artifact: Artifact) -> Retried:
 
 
 def reopen(artifact: Artifact) -> int:
-    """Make the next run encode the shards of an `encode` artifact that have quarantined samples; how many those are.
+    """Make the next run encode the shards of an `encode` or `vit` artifact that have quarantined samples; how many those are.
 
     Raises DataError on another kind, StoreError where it is in use.
     """
-    _require_kind(artifact, "encode")
+    _require_kind(artifact, *SHARDED)
     folder = artifact.folder
     with _alone(artifact):
         indices = [name.replace("quarantine/", "index/") for name in folder.files("quarantine")]
@@ -69,8 +71,8 @@ def reopen(artifact: Artifact) -> int:
     return len(indices)
 
 
-def _require_kind(artifact: Artifact, kind: str) -> None:
-    if artifact.kind != kind:
+def _require_kind(artifact: Artifact, *kinds: str) -> None:
+    if artifact.kind not in kinds:
         raise DataError(f"{artifact.name} is made by `{artifact.kind}`, which cannot be tried again in part: force it")
 
 

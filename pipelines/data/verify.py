@@ -29,7 +29,7 @@ def problems(artifact: Artifact) -> Iterator[str]:
     yield from artifact.problems()
     if artifact.kind == "clips":
         yield from _clips(artifact)
-    elif artifact.kind in ("encode", "text"):
+    elif artifact.kind in ("encode", "vit", "text"):
         yield from _shards(artifact)
 
 
