@@ -1,0 +1,315 @@
+"""`train` for a Divot tokenizer: caches and clips train alike, stages follow one another, a resumed run is the same, misuse is refused."""
+
+import contextlib
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kinetok.infra.artifact import Artifact, Counts
+from kinetok.infra.errors import ConfigError, ContractError
+from kinetok.infra.fit import TURN, FitConfig
+from kinetok.infra.job import parse_job
+from kinetok.infra.metrics_log import read_metrics
+from kinetok.infra.plan import input_info
+from kinetok.infra.stage import Resources, StageContext
+from kinetok.infra.storage import Folder
+from kinetok.infra.training import Loop, Work
+from kinetok.pipelines.catalog import STAGES
+from kinetok.pipelines.data.clip_index import ClipIndex
+from kinetok.pipelines.data.divot_feed import DivotCaches, DivotFeed
+from kinetok.pipelines.data.encoding import Encoder, Encoding
+from kinetok.pipelines.data.feed import ClipFeed
+from kinetok.pipelines.data.token_shards import SPEC_FILE, Sample, TokenShards, write_shard
+from kinetok.pipelines.models import open_model
+from kinetok.pipelines.report.tables import CARRIED, Carried
+from kinetok.pipelines.stages.encode import _stored_spec
+from kinetok.pipelines.stages.reconstruct import Reconstruct
+from kinetok.pipelines.stages.train import Train
+from kinetok.pipelines.stages.vit import open_vit
+from kinetok.tokenizers.base import Tokens
+from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
+from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
+from kinetok.tokenizers.divot.vit import VitConfig
+
+VIT = {"edge": 16, "patch": 4, "width": 16, "depth": 1, "heads": 2}
+PERCEIVER = {"queries": 4, "depth": 1, "heads": 2, "head_width": 8}
+UNET = {"channels": 16, "mult": [1, 2], "blocks": 1, "attention": [1], "head_width": 8, "groups": 4, "context": 16, "split": None}
+ENCODER = {"frames": 3, "temporal_width": 16, "temporal_depth": 1, "temporal_heads": 2, "pool": 2, "width": 16, "depth": 1, "heads": 2}
+DIVOT = {
+    "kind": "divot",
+    "frames": 5,
+    "edge": 16,
+    "vit": VIT,
+    "encoder": ENCODER | {"perceiver": PERCEIVER, "token_width": 8},
+    "detokenizer": {"perceiver": PERCEIVER, "unet": UNET | {"dropout": 0.0}},
+    "sampler": {"steps": 2, "spacing": "trailing", "guidance": 2.0},
+}
+FIT: dict[str, Any] = {
+    "data": "clips",
+    "steps": 4,
+    "global_batch": 2,
+    "optimizers": {"divot": {"lr": 1e-2}},
+    "log_every": 1,
+    "checkpoint_every": 2,
+}
+JOINT = FIT | {"lower": "base", "model": DIVOT, "objective": {"kind": "divot"}}
+REFINE = FIT | {"start": "joint", "objective": {"kind": "divot", "stage": "refine", "drop": 0.5}}
+ADAPT = FIT | {"start": "refined", "tokens": "written", "objective": {"kind": "divot", "stage": "adapt"}}
+
+Finish = Callable[[Folder, str, Counts], Artifact]
+Make = Callable[..., Artifact]
+
+
+class Alone:
+    """The `Session` of a run in this process, which goes on from `latest_folder` and keeps its checkpoints in `kept`."""
+
+    rank, local_rank, world, device = 0, 0, 1, torch.device("cpu")
+
+    def __init__(self, kept: Path, latest_folder: Path | None = None) -> None:
+        self.kept, self.latest_folder = kept, latest_folder
+
+    @contextlib.contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        yield self.latest_folder
+
+    def report(self, step: int, folder: Path) -> None:
+        shutil.copytree(folder, self.kept / str(step))
+
+
+@pytest.fixture
+def train(process_group: None, tmp_path: Path, finish: Finish) -> Make:
+    """train(fields, name, start=None, **inputs): the artifact of a training in this process, without Ray."""
+
+    def make(fields: dict[str, Any], name: str, resumed: Path | None = None, **inputs: Artifact) -> Artifact:
+        out, stage = Folder(str(tmp_path / name)), Train.model_validate(fields)
+        resources = Resources(batch_size=2)
+        ctx = StageContext(name, "0" * 16, dict(inputs), out, resources, lambda **_: None, threading.Event())
+        build, feed = stage._work(ctx)
+        out.write_text(TURN, "mine")
+        config = FitConfig.model_validate(stage.model_dump(include=set(FitConfig.model_fields)))
+        Loop(Work(build, feed("train"), feed("val"), config, out, resources, "mine"), Alone(tmp_path / f"{name}-kept", resumed)).run()
+        return finish(out, "train", Counts())
+
+    return make
+
+
+@pytest.fixture
+def clips(make_clips: Any) -> Artifact:
+    made: Artifact = make_clips(6, val=(1, 4))
+    return made
+
+
+@pytest.fixture
+def base(tmp_path: Path, finish: Finish) -> Artifact:
+    torch.manual_seed(0)
+    out = Folder(str(tmp_path / "base"))
+    CausalTokenizer(CausalConfig(channels=8, mult=(1, 2), strides=((2, 2),), blocks=1, z=4, patch=2, groups=4)).save_pretrained(
+        out.local / "model"
+    )
+    return finish(out, "train", Counts())
+
+
+@pytest.fixture
+def cache(clips: Artifact, finish: Finish, tmp_path: Path) -> Callable[[str, Callable[[], Any]], Artifact]:
+    """cache(name, open_model): what the actors of `encode` and `vit` make of every clip, in float32."""
+
+    def make(name: str, opened: Callable[[], Any]) -> Artifact:
+        index, out = ClipIndex.open(clips), Folder(str(tmp_path / name))
+        encoding = Encoding(opened, "tokens", "fp32", index.recipe, Resources(batch_size=2))
+        out.write_text(SPEC_FILE, _stored_spec(encoding).model_dump_json())
+        encoder = Encoder(encoding)
+        for shard, rows in enumerate(index.shards):
+            samples = []
+            for place, row in enumerate(rows):
+                (payload,) = encoder.encode(index.read_clip(int(row))[None])
+                assert isinstance(payload, bytes)
+                about = index.rows.slice(int(row), 1).select(["id", "split"]).to_pylist()[0]
+                samples.append(Sample(place, payload, about))
+            write_shard(out, shard, samples, [])
+        made = finish(out, "encode", Counts())
+        return replace(made, record=made.record.model_copy(update={"inputs": {"data": (input_info(clips),)}}))
+
+    return make
+
+
+def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
+    return load_file(artifact.folder.local / "model" / "model.safetensors")
+
+
+def caches_of(cache: Any, base: Artifact) -> dict[str, Artifact]:
+    return {
+        "latents": cache("latents", partial(open_model, base.folder / "model")),
+        "features": cache("vit", partial(open_vit, VitConfig.model_validate(VIT), 3)),
+    }
+
+
+def test_the_stages_follow_one_another_and_caches_train_as_clips_do(
+    train: Make, cache: Any, clips: Artifact, base: Artifact, tmp_path: Path
+) -> None:
+    cached = caches_of(cache, base)
+    plain = train(JOINT, "plain", data=clips, lower=base)
+    joint = train(JOINT, "joint", data=clips, lower=base, **cached)
+    for mine, theirs in zip(read_metrics(plain.folder), read_metrics(joint.folder), strict=True):
+        assert mine["train/divot/loss"] == pytest.approx(theirs["train/divot/loss"], rel=1e-4)
+    torch.testing.assert_close(weights(plain), weights(joint), rtol=1e-3, atol=1e-4)
+    assert not torch.equal(weights(joint)["encoder.mean_ND"], torch.zeros(16, 16))
+    figures = read_metrics(joint.folder)[-1]
+    assert {"val/v_loss", "val/v_loss_null"} <= figures.keys()
+
+    tokens = cache("tokens", partial(open_model, joint.folder / "model"))
+    given = {"data": clips, "start": joint, "latents": cached["latents"]}
+    refined = train(REFINE | {"tokens": "tokens"}, "refined", tokens=tokens, **given)
+    again = train(REFINE, "again", **given)
+    torch.testing.assert_close(weights(refined), weights(again), rtol=1e-3, atol=1e-4)
+    for name, values in weights(refined).items():
+        same = torch.equal(values, weights(joint)[name])
+        assert same or not name.startswith("encoder."), f"{name} is frozen"
+    models = [open_model(artifact.folder / "model") for artifact in (joint, refined)]
+    assert models[0].spec() == models[1].spec()
+    assert not torch.equal(weights(refined)["detokenizer.unet.to_latent.weight"], weights(joint)["detokenizer.unet.to_latent.weight"])
+
+    adapted = train(ADAPT, "adapted", data=clips, start=refined, latents=cached["latents"], tokens=tokens)
+    assert open_model(adapted.folder / "model").spec() == models[0].spec()
+    assert "| `objective" not in (adapted.folder / "model").read_text("README.md")
+
+
+def test_a_resumed_training_is_the_undisturbed_one(train: Make, clips: Artifact, base: Artifact, tmp_path: Path) -> None:
+    joint = train(JOINT | {"ema": 0.5}, "joint", data=clips, lower=base)
+    resumed = train(JOINT | {"ema": 0.5}, "resumed", tmp_path / "joint-kept" / "2", data=clips, lower=base)
+    assert [line["step"] for line in read_metrics(resumed.folder)] == [3, 4]
+    torch.testing.assert_close(weights(resumed), weights(joint), rtol=0, atol=0)
+
+
+def test_caches_spare_the_pixels_and_keep_the_order(cache: Any, clips: Artifact, base: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = caches_of(cache, base)
+    films = ClipFeed(clips, "train", 3).load([0, 1, 5])
+    on_the_fly = DivotFeed(clips, "train", 3).load([0, 1, 5])
+    assert on_the_fly.keys() == films.keys() and all(torch.equal(on_the_fly[name], films[name]) for name in films)
+    monkeypatch.setattr(ClipIndex, "read_clip", None)
+    batch = DivotFeed(clips, "train", 3, DivotCaches(**found)).load([0, 1, 5])
+    assert batch.keys() == {"seed_B", "latent_BTZhw", "vit_BTND"}
+    assert torch.equal(batch["seed_B"], films["seed_B"])
+    video = films["video_BTHWC"].permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    features = open_vit(VitConfig.model_validate(VIT), 3).encode(video).values
+    torch.testing.assert_close(batch["vit_BTND"], features, rtol=1e-4, atol=1e-5)
+    latent = open_model(base.folder / "model").encode(video).values
+    torch.testing.assert_close(batch["latent_BTZhw"].transpose(1, 2), latent, rtol=1e-4, atol=1e-5)
+
+
+def test_caches_of_other_models_or_clips_are_refused(train: Make, cache: Any, clips: Artifact, base: Artifact) -> None:
+    found = caches_of(cache, base)
+    with pytest.raises(ContractError, match="weights"):
+        train(JOINT | {"model": DIVOT | {"vit": VIT | {"depth": 2}}}, "other", data=clips, lower=base, **found)
+    changed = replace(clips, record=clips.record.model_copy(update={"digest": "1" * 64}))
+    with pytest.raises(ContractError, match="was not made of clips"):
+        train(JOINT, "moved", data=changed, lower=base, **found)
+    with pytest.raises(ContractError, match="a 'causal' model cannot be trained as a divot"):
+        train(REFINE, "base-on", data=clips, start=base)
+
+
+def test_what_the_tokens_carry_is_measured_on_clips(train: Make, clips: Artifact, base: Artifact, tmp_path: Path) -> None:
+    joint = train(JOINT, "joint", data=clips, lower=base)
+    stage = Reconstruct.model_validate({"data": "clips", "model": "joint", "strips": 2})
+    out = Folder(str(tmp_path / "carried"))
+    ctx = StageContext(
+        "carried", "0" * 16, {"data": clips, "model": joint}, out, Resources(batch_size=3), lambda **_: None, threading.Event()
+    )
+    result = stage.run(ctx)
+    carried = Carried.model_validate_json(out.read_bytes(CARRIED))
+    assert (carried.clips, result.counts.written, len(carried.strips), carried.vit) == (4, 4, 2, "untrained (1 layers of 16)")
+    assert [line.name for line in carried.conditions] == ["autoencoder alone", "its own tokens", "another clip's tokens", "no tokens"]
+    assert [line.v_loss is None for line in carried.conditions] == [True, False, False, False]
+    assert all(figure.value is None and figure.protocol.startswith("not measured") for figure in carried.figures)
+    assert out.read_bytes("strips/000.png").startswith(b"\x89PNG")
+
+    index, model = ClipIndex.open(clips), open_model(joint.folder / "model")
+    assert isinstance(model, DivotTokenizer)
+    row = index.rows["split"].to_pylist().index("val")
+    video = torch.from_numpy(index.read_clip(row)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    copied = model.lower.decode(model.lower.encode(video)).clamp(-1, 1)
+    assert model.decode(Tokens(model.encode(video).values, 5)).shape == copied.shape
+
+
+def told(**changes: dict[str, Any]) -> list[str]:
+    """Every problem of a job with the stages of Divot."""
+    tune = {"kind": "train", **FIT, "latents": "latents"}
+    stages: dict[str, dict[str, Any]] = {
+        "videos": {"kind": "ingest", "source": "a.tar"},
+        "clips": {"kind": "clips", "videos": "videos", "fps": 8, "frames": 5, "height": 16, "width": 16},
+        "base": {
+            "kind": "train",
+            "data": "clips",
+            "model": {"kind": "causal", "channels": 8, "mult": [1, 2], "strides": [[2, 2]], "blocks": 1, "z": 4, "patch": 2, "groups": 4},
+            "steps": 4,
+            "global_batch": 4,
+            "optimizers": {"autoencoder": {"lr": 1e-3}},
+        },
+        "latents": {"kind": "encode", "data": "clips", "model": "base"},
+        "vit": {"kind": "vit", "data": "clips", "vit": VIT, "frames": 3},
+        "joint": {**tune, **JOINT, "latents": "latents", "features": "vit"},
+        "tokens": {"kind": "encode", "data": "clips", "model": "joint"},
+        "refined": {**tune, **REFINE, "tokens": "tokens"},
+        "adapted": {**tune, **ADAPT, "tokens": "tokens"},
+    }
+    for name, fields in changes.items():
+        stages[name] = {field: value for field, value in (stages[name] | fields).items() if value is not None}
+    try:
+        parse_job({"name": "j", "stages": stages, "resources": {"default": {"batch_size": 1}}}, STAGES)
+    except ConfigError as error:
+        return [line.strip().removeprefix("stages.") for line in str(error).splitlines()]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"joint": {"objective": None, "optimizers": {"autoencoder": {"lr": 1}}}},
+            "joint.objective.kind: a divot model is trained by an objective of kind divot",
+        ),
+        ({"refined": {"objective": {"kind": "divto"}}}, "refined.objective: 'divto' is unknown"),
+        ({"joint": {"lower": None}}, "joint.lower: is missing; a divot model stands on"),
+        ({"joint": {"model": None}}, "joint.model: a training is of a new model (`model`) or goes on"),
+        ({"refined": {"lower": "base"}}, "refined.lower: the model that start names brings its own along"),
+        ({"refined": {"features": "vit"}}, "refined.features: tokens take their place"),
+        ({"adapted": {"tokens": None}}, "adapted.tokens: are missing; adapt learns from those that a language model wrote"),
+        ({"joint": {"tokens": "latents", "features": None}}, "joint.tokens: the joint stage learns to make them"),
+        ({"vit": {"frames": 5}}, "joint.features: vit is of another vision transformer, or of other frames"),
+        ({"joint": {"model": DIVOT | {"frames": 4}}}, "joint.data: clips has clips of 5 frames; a window of the model has 4"),
+        ({"base": {"latents": "latents"}}, "stages: "),
+    ],
+)
+def test_what_cannot_train_is_refused_when_the_job_is_read(changes: dict[str, dict[str, Any]], problem: str) -> None:
+    found = told(**changes)
+    assert any(line.startswith(problem) for line in found), found
+
+
+def test_a_sound_job_has_no_problems_and_clips_of_another_size_are_told_once_a_stage() -> None:
+    assert not told()
+    found = told(clips={"height": 32, "width": 32})
+    assert [line.split(".")[0] for line in found] == ["joint", "tokens", "refined", "adapted"]
+    assert all("takes 16 x 16 alone" in line for line in found)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_features_are_encoded_on_real_actors(ray_cluster: None, clips: Artifact, tmp_path: Path) -> None:
+    from kinetok.pipelines.stages.vit import Vit
+
+    out, stage = Folder(str(tmp_path / "vit")), Vit.model_validate({"data": "clips", "vit": VIT, "frames": 3, "dtype": "fp32"})
+    result = stage.run(StageContext("vit", "0" * 16, {"data": clips}, out, Resources(batch_size=2), lambda **_: None, threading.Event()))
+    assert result.counts.written == len(ClipIndex.open(clips))
+    shards = TokenShards.open(Artifact(out, clips.record))
+    assert (shards.spec.tokenizer, shards.spec.layout, shards.spec.channels) == ("vit", "sequence", 16)
+    video = torch.from_numpy(ClipIndex.open(clips).read_clip(0)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    torch.testing.assert_close(
+        shards.read(0)["tokens"], open_vit(VitConfig.model_validate(VIT), 3).encode(video).values[0], rtol=1e-4, atol=1e-5
+    )
