@@ -1,31 +1,41 @@
-"""`open_released`: the released Divot tokenizer and de-tokenizer as one `DivotTokenizer`, ready to encode, decode and be trained on.
+"""`Released`: the released Divot tokenizer and de-tokenizer as one `DivotTokenizer`, ready to encode, decode and be trained on.
 
 The files are `Divot_tokenizer.bin` and `Divot_detokenizer_stage1.bin` (or `_stage2.bin`) of TencentARC/Divot; the vision transformer,
 which they do not hold, is OpenCLIP's as transformers reads it. Their authors publish them for academic use.
 """
 
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from kinetok.tokenizers.divot.checkpoints import load_detokenizer, load_tokenizer, read_state
+from kinetok.tokenizers.divot.checkpoints import LoadReport, load_detokenizer, load_tokenizer, read_state
 from kinetok.tokenizers.divot.frame_vae import FrameVAE
 from kinetok.tokenizers.divot.presets import FULL
 from kinetok.tokenizers.divot.tokenizer import DivotConfig, DivotTokenizer
 from kinetok.tokenizers.divot.vit import FrozenViT
 
 
+@dataclass(frozen=True)
+class Released:
+    """The model in eval mode, and how each file fitted it."""
+
+    model: DivotTokenizer
+    tokenizer: LoadReport
+    detokenizer: LoadReport
+
+
 def open_released(
     tokenizer: str | Path, detokenizer: str | Path, config: DivotConfig = FULL, autoencoder: FrameVAE | None = None
-) -> DivotTokenizer:
-    """The model in eval mode; ValueError where a file holds other tensors than the model.
+) -> Released:
+    """The files as a model; ValueError where one holds other tensors than the model.
 
     `autoencoder` takes the weights in the de-tokenizer's file; left out, it has the sizes of Stable Diffusion's.
     """
     model = DivotTokenizer(config, FrozenViT.load(config.vit), autoencoder or frame_autoencoder())
     assert isinstance(model.lower, FrameVAE)
-    load_tokenizer(model.encoder, read_state(tokenizer))
-    load_detokenizer(model.detokenizer, model.lower, read_state(detokenizer))
-    return model.eval()
+    read = load_tokenizer(model.encoder, read_state(tokenizer))
+    made = load_detokenizer(model.detokenizer, model.lower, read_state(detokenizer))
+    return Released(model.eval(), read, made)
 
 
 def frame_autoencoder(channels: int = 128, mult: tuple[int, ...] = (1, 2, 4, 4), blocks: int = 2) -> FrameVAE:

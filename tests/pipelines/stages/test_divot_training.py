@@ -83,6 +83,9 @@ class Alone:
     def report(self, step: int, folder: Path) -> None:
         shutil.copytree(folder, self.kept / str(step))
 
+    def preempted(self) -> bool:
+        return False
+
 
 @pytest.fixture
 def train(process_group: None, tmp_path: Path, finish: Finish) -> Make:

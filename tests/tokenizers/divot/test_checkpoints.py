@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kinetok.tokenizers.divot import schedule
-from kinetok.tokenizers.divot.checkpoints import SCHEDULE_BUFFERS, load_tokenizer, published_state, read_state
+from kinetok.tokenizers.divot.checkpoints import SCHEDULE_BUFFERS, load_tokenizer, official_names, published_state, read_state
 from kinetok.tokenizers.divot.released import frame_autoencoder, open_released
 from kinetok.tokenizers.divot.tokenizer import DivotConfig, DivotTokenizer
 
@@ -39,7 +39,9 @@ def save(folder: Path, model: DivotTokenizer) -> tuple[Path, Path]:
 
 def test_released_files_make_a_whole_model(model: DivotTokenizer, config: DivotConfig, tmp_path: Path) -> None:
     files = save(tmp_path, model)
-    again = open_released(*files, config, frame_autoencoder(32, (1, 2), 1))
+    released = open_released(*files, config, frame_autoencoder(32, (1, 2), 1))
+    again = released.model
+    assert released.tokenizer.loaded == len(official_names(model.encoder)) and not released.detokenizer.ignored
     for mine, theirs in ((again.encoder, model.encoder), (again.detokenizer, model.detokenizer), (again.lower, model.lower)):
         wanted = {name: tensor.half().float() for name, tensor in theirs.state_dict().items() if name not in STATISTICS}
         found = {name: tensor for name, tensor in mine.state_dict().items() if name in wanted}
