@@ -9,11 +9,13 @@ from kinetok.pipelines.stages.evaluate import Evaluate
 from kinetok.pipelines.stages.generate import Generate
 from kinetok.pipelines.stages.ingest import Ingest
 from kinetok.pipelines.stages.instructions import Instructions
+from kinetok.pipelines.stages.judge import Judge
 from kinetok.pipelines.stages.language import Language
 from kinetok.pipelines.stages.model import Model
 from kinetok.pipelines.stages.reconstruct import Reconstruct
 from kinetok.pipelines.stages.report import Report
 from kinetok.pipelines.stages.scenes import Scenes
+from kinetok.pipelines.stages.score import Score
 from kinetok.pipelines.stages.text import Text
 from kinetok.pipelines.stages.train import Train
 from kinetok.pipelines.stages.understand import Understand
@@ -36,6 +38,8 @@ STAGES: tuple[type[Stage], ...] = (
     Write,
     Decode,
     Understand,
+    Judge,
+    Score,
     Evaluate,
     Reconstruct,
     Report,

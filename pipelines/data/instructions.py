@@ -81,6 +81,11 @@ class Facts(Config):
 Line = TypeVar("Line", Questions, Story, Facts)
 
 
+def fact_of(shape: Shape) -> Fact:
+    """A shape's facts as lines hold them."""
+    return Fact(**asdict(shape))
+
+
 def read_lines(artifact: Artifact, name: str, kind: type[Line]) -> list[Line]:
     """The lines of one file of an `instructions` artifact."""
     return [kind.model_validate_json(line) for line in artifact.folder.read_text(name).splitlines()]
@@ -91,7 +96,7 @@ def of_scenes(drawn: SceneSet, *, shard_videos: int) -> Iterator[tuple[Questions
     for number in range(drawn.count):
         shapes = drawn.scene(number, frames=1).shapes
         video = f"scenes-{number // shard_videos:06d}/{number:06d}"
-        facts = Facts(video=video, shapes=tuple(Fact(**asdict(shape)) for shape in shapes))
+        facts = Facts(video=video, shapes=tuple(map(fact_of, shapes)))
         yield Questions(video=video, questions=tuple(_asked(shapes))), facts
 
 
@@ -99,7 +104,7 @@ def _asked(shapes: Sequence[Shape]) -> Iterator[Question]:
     """What can be asked without doubt which shape is meant: colours differ, kinds of shape may not."""
     kinds = [shape.shape for shape in shapes]
     for shape in shapes:
-        answers = Fact(**asdict(shape)).answers
+        answers = fact_of(shape).answers
         called = "shape" if len(shapes) == 1 else f"{shape.colour} shape"
         texts: dict[Factor, str] = {"shape": f"What is the {called}?", "motion": f"Which way does the {called} move?"}
         if kinds.count(shape.shape) == 1:

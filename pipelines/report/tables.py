@@ -9,7 +9,7 @@ from kinetok.infra.config import Config
 
 TABLE, PANEL, CLIPS = "table.json", "panel.json", "clips.parquet"
 GENERATION, CONTACT = "prompts.json", "contact.png"
-ANSWERS = "answers.json"
+ANSWERS, SCORES = "answers.json", "scores.json"
 CARRIED = "carried.json"
 
 
@@ -238,6 +238,44 @@ class Carried(Config):
         found = {f"{name}/{figure}": value for name, figures in shown.items() for figure, value in figures.items()}
         found |= {figure.name: figure.value for figure in self.figures}
         return {name: value for name, value in found.items() if value is not None}
+
+
+class Protocol(Config):
+    """How figures of other people's networks were measured; without one, there is no such figure."""
+
+    clip: str | None
+    i3d: str | None
+    frames: int
+    fps: float
+    resize: str
+    covariance: str
+
+
+class ClipScore(Config):
+    """Figures of some videos."""
+
+    name: str
+    videos: int
+    shown: dict[str, float]
+    """Share that shows what is asked, by factor and in `all`; empty without a judge."""
+    clipsim: float | None
+    frechet: float | None
+    """To the real clips of the same captions; none of these themselves."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Every figure that there is, by name."""
+        others = {name: value for name, value in (("clipsim", self.clipsim), ("frechet", self.frechet)) if value is not None}
+        return {**self.shown, **others}
+
+
+class ClipScores(Config):
+    """`scores.json`: what generated clips are worth, the real ones first."""
+
+    judge: dict[str, float]
+    """The judge's own accuracy on scenes that it never saw, by factor."""
+    protocol: Protocol
+    lines: tuple[ClipScore, ...]
 
 
 def _share(right: Iterable[bool]) -> float:

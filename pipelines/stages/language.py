@@ -14,7 +14,7 @@ from pydantic import Field, StrictInt
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ContractError
 from kinetok.infra.fit import FitConfig, fit, fit_problems
-from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
+from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.llm.divot.model import DivotLMConfig
 from kinetok.llm.divot.training import DivotLMObjective
 from kinetok.pipelines.data.language_tasks import Answering, AnyTask, Captioning, Generation
@@ -61,6 +61,9 @@ class Language(Stage, FitConfig):
         for name in self.tokens:
             if getattr(stages[name], "content", "tokens") != "tokens":
                 yield f"tokens: {name} does not hold tokens; name an encoding with content: tokens"
+
+    def asks(self, resources: Resources) -> tuple[Ask, ...]:
+        return (Ask("training worker", resources.worker, resources.workers),)
 
     def run(self, ctx: StageContext) -> StageResult:
         """Train, or continue where an earlier attempt was killed."""
