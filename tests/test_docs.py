@@ -31,6 +31,7 @@ FORMATS = {
     "lease.json": [_State],
     "Token and feature shards: an `encode` artifact": [TokenSpec, DecodeRecipe],
     "Evaluation: an `evaluate` artifact": [tables.Table, tables.Line, tables.RungCost, tables.Shown],
+    "Reconstruction by diffusion: a `reconstruct` artifact": [tables.Carried, tables.Condition, tables.Figure, tables.Strip],
     "Job runs": [JobRun, StageRun],
 }
 COLUMNS = {

@@ -11,6 +11,30 @@ from kinetok.tokenizers.catalog import load
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
 from kinetok.tokenizers.causal.training import AdversarialConfig, ReconstructionObjective, RungTrainable
+from kinetok.tokenizers.divot.tokenizer import DivotConfig, DivotTokenizer
+
+PERCEIVER = {"queries": 2, "depth": 1, "heads": 1, "head_width": 8}
+DIVOT = {
+    "frames": 5,
+    "edge": 16,
+    "vit": {"edge": 16, "patch": 8, "width": 8, "depth": 1, "heads": 1},
+    "encoder": {"frames": 2, "temporal_width": 8, "temporal_depth": 1, "temporal_heads": 1, "pool": 1, "width": 8, "depth": 1, "heads": 1}
+    | {"perceiver": PERCEIVER, "token_width": 4},
+    "detokenizer": {
+        "perceiver": PERCEIVER,
+        "unet": {
+            "z": 4,
+            "channels": 8,
+            "mult": [1],
+            "blocks": 1,
+            "attention": [],
+            "head_width": 8,
+            "groups": 2,
+            "context": 8,
+            "split": None,
+        },
+    },
+}
 
 
 @pytest.fixture
@@ -53,6 +77,18 @@ def test_an_exported_model_names_its_loss(rungs: list[Tokenizer], tmp_path: Path
     RungTrainable(rungs[1], ReconstructionObjective(kl=0.25, adversarial=AdversarialConfig(start=7))).export(tmp_path)
     card = (tmp_path / CARD_FILE).read_text()
     assert "| `kl` | `0.25` |" in card and "| `adversarial.start` | `7` |" in card and "| `perceptual` | `null` |" in card
+
+
+def test_a_set_of_tokens_stands_for_a_window_and_a_decoder_that_draws_says_so(rungs: list[Tokenizer]) -> None:
+    divot = DivotTokenizer.build(DivotConfig.model_validate(DIVOT), rungs[1])
+    card = model_card(divot)
+    assert lineage(divot) == [divot, rungs[1]]
+    assert "2 tokens of 4 numbers stand for a window of 5 frames of 16 x 16 pixels" in card and "one token of" not in card
+    assert "| numbers of pixels for one of the tokens | 480 |" in card and "| `divot` | windows of 5x16x16 |" in card
+    assert "untrained (1 layers of 8)" in card and "shows what the tokens say, not the very pixels" in " ".join(card.split())
+    assert "The autoencoder below this model follows ProMAG" in card and "that others trained" not in card
+    named = divot.config.model_copy(update={"vit": divot.config.vit.model_copy(update={"path": "a/b"})})
+    assert "Weights that others trained" in model_card(DivotTokenizer(named, divot.vit, divot.lower))
 
 
 def test_figures_are_those_of_validation_alone() -> None:

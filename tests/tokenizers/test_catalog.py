@@ -6,12 +6,40 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from kinetok.tokenizers.catalog import TOKENIZERS, TokenizerConfig, build, load, trainable
+from kinetok.tokenizers.base import Config, TokenSpec
+from kinetok.tokenizers.catalog import TOKENIZERS, ObjectiveConfig, TokenizerConfig, build, load, trainable
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
 from kinetok.tokenizers.causal.training import ReconstructionObjective
+from kinetok.tokenizers.divot.frame_vae import FrameVAE
+from kinetok.tokenizers.divot.released import frame_autoencoder
+from kinetok.tokenizers.divot.tokenizer import DivotConfig
+from kinetok.tokenizers.divot.training import DivotObjective
 
 SMALL = {"kind": "causal", "channels": 4, "mult": [1, 1], "strides": [[2, 2]], "blocks": 1, "z": 2, "groups": 2}
+
+PERCEIVER = {"queries": 2, "depth": 1, "heads": 1, "head_width": 8}
+DIVOT = {
+    "frames": 3,
+    "edge": 16,
+    "vit": {"edge": 16, "patch": 8, "width": 8, "depth": 1, "heads": 1},
+    "encoder": {"frames": 2, "temporal_width": 8, "temporal_depth": 1, "temporal_heads": 1, "pool": 1, "width": 8, "depth": 1, "heads": 1}
+    | {"perceiver": PERCEIVER, "token_width": 4},
+    "detokenizer": {
+        "perceiver": PERCEIVER,
+        "unet": {
+            "z": 2,
+            "channels": 8,
+            "mult": [1],
+            "blocks": 1,
+            "attention": [],
+            "head_width": 8,
+            "groups": 2,
+            "context": 8,
+            "split": None,
+        },
+    },
+}
 
 
 def parse(data: dict[str, object]) -> object:
@@ -32,8 +60,9 @@ def test_unknown_kinds_and_fields_are_refused(wrong: dict[str, object]) -> None:
 def test_every_tokenizer_is_built_saved_and_loaded_by_its_kind(tmp_path: Path) -> None:
     base = build(CausalConfig.model_validate(SMALL))
     grown = build(GrownConfig(blocks=1, groups=2), base)
-    assert {type(base), type(grown)} == set(TOKENIZERS)
-    for model in (base, grown):
+    divot = build(DivotConfig.model_validate(DIVOT), base)
+    assert {type(base), type(grown), type(divot)} == set(TOKENIZERS)
+    for model in (base, grown, divot):
         model.save_pretrained(tmp_path / model.config.kind)
         again = load(tmp_path / model.config.kind)
         assert type(again) is type(model) and again.spec() == model.spec()
@@ -43,7 +72,7 @@ def test_loading_tells_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no config"):
         load(tmp_path)
     (tmp_path / "config.json").write_text('{"kind": "vqgan"}')
-    with pytest.raises(ValueError, match=r"kind 'vqgan', known kinds are \['causal', 'grown'\]"):
+    with pytest.raises(ValueError, match=r"kind 'vqgan', known kinds are \['causal', 'divot', 'grown'\]"):
         load(tmp_path)
 
 
@@ -72,6 +101,31 @@ def test_trainable_trains_what_it_is_given() -> None:
     loss.backward()
     assert set(parts) == {"l1", "kl"}
     assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_an_objective_without_a_kind_is_for_reconstruction_and_dumps_as_it_always_did() -> None:
+    objectives: TypeAdapter[Config] = TypeAdapter(ObjectiveConfig)
+    assert objectives.validate_python({"kl": 0.5}) == ReconstructionObjective(kl=0.5)
+    assert objectives.validate_python({"kind": "divot", "stage": "refine"}) == DivotObjective(stage="refine")
+    assert objectives.dump_python(ReconstructionObjective(kl=0.5)) == {"kl": 0.5, "perceptual": None, "adversarial": None}
+    with pytest.raises(ValidationError, match="union_tag_invalid"):
+        objectives.validate_python({"kind": "divto"})
+
+
+def test_a_model_is_trained_by_an_objective_of_its_own_kind() -> None:
+    base = build(CausalConfig.model_validate(SMALL))
+    divot = build(DivotConfig.model_validate(DIVOT), base)
+    assert tuple(trainable(divot, DivotObjective()).players) == DivotObjective.players
+    for model, objective in ((divot, ReconstructionObjective()), (base, DivotObjective())):
+        with pytest.raises(ValueError, match="is not trained by"):
+            trainable(model, objective)
+
+
+def test_an_image_autoencoder_is_loaded_as_diffusers_saves_it(tmp_path: Path) -> None:
+    frame_autoencoder(32, (1, 2), 1).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert isinstance(model, FrameVAE)
+    assert model.spec() == TokenSpec(tokenizer="frame_vae", weights=model.digest(), layout="grid", channels=4, temporal=1, spatial=2)
 
 
 def test_grown_tokenizer_is_a_tokenizer_kind() -> None:
