@@ -10,7 +10,6 @@ import concurrent.futures
 import contextlib
 import json
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,14 +23,14 @@ from kinetok.infra.stage import Ask, Progress, Resources
 from kinetok.infra.storage import Folder
 
 if TYPE_CHECKING:
-    from kinetok.infra.training import Feed, Trainable
+    from kinetok.infra.training import Feed, Trainable, Work
 
 RUNS = "_work/ray"
 """Checkpoints, one folder for each call of `fit`."""
 STARTS = "_work/start"
 """The checkpoint that the present call began from."""
 TURN = "_work/turn"
-"""Holds the id of the call of `fit` whose workers may go on; workers that find another there, or none, stop."""
+"""Holds the id of the call of `fit` whose workers may go on; see `turn.py`."""
 OUTCOMES = "_work/outcomes"
 ATTEMPTS = "_work/attempts"
 SUMMARY = "training.json"
@@ -95,36 +94,50 @@ class FitConfig(Config):
     """Of the initial weights."""
 
 
-def accumulation(config: FitConfig, resources: Resources) -> int:
-    """Micro-batches that one worker adds up for a step; raises ConfigError where the global batch does not divide."""
-    share = resources.batch_size * resources.workers
-    if config.global_batch % share:
-        nearest = sorted({max(share, config.global_batch // share * share), (config.global_batch // share + 1) * share})
+def split(config: FitConfig, resources: Resources, workers: int) -> tuple[int, int]:
+    """(micro-batch, accumulation) of each of `workers`; raises ConfigError where the global batch does not divide.
+
+    On another number than `resources.workers` the micro-batch is the largest that divides, at most `batch_size`: what a step computes
+    does not depend on it.
+    """
+    batch_size = resources.batch_size
+    if workers != resources.workers and config.global_batch % workers == 0:
+        share = config.global_batch // workers
+        batch_size = max(size for size in range(1, min(batch_size, share) + 1) if share % size == 0)
+    together = batch_size * workers
+    if config.global_batch % together:
+        nearest = sorted({max(together, config.global_batch // together * together), (config.global_batch // together + 1) * together})
         raise ConfigError(
-            f"global_batch {config.global_batch} is not a multiple of batch_size {resources.batch_size} x workers {resources.workers}: "
+            f"global_batch {config.global_batch} is not a multiple of batch_size {batch_size} x workers {workers}: "
             f"nearest valid global_batch {' or '.join(map(str, nearest))}, "
-            f"nearest valid batch_size {_nearest_batch_size(config, resources)}"
+            f"nearest valid batch_size {_nearest_batch_size(config, batch_size, workers)}"
         )
-    return config.global_batch // share
+    return batch_size, config.global_batch // together
+
+
+def worker_counts(resources: Resources) -> range:
+    """Numbers of workers that a training may come to run on."""
+    return range(resources.workers, (resources.max_workers or resources.workers) + 1)
 
 
 def fit_problems(config: FitConfig, resources: Resources, players: tuple[str, ...]) -> Iterator[str]:
     """What of a training's numbers cannot be meant, as `field: sentence`; `players` is what the objective trains."""
-    try:
-        accumulation(config, resources)
-    except ConfigError as error:
-        yield f"global_batch: {error}"
+    for workers in worker_counts(resources):
+        try:
+            split(config, resources, workers)
+        except ConfigError as error:
+            yield f"global_batch: {error}"
     if set(config.optimizers) != set(players):
         named = ", ".join(sorted(config.optimizers)) or "none"
         yield f"optimizers: they name {named}; the model trains {', '.join(players)}"
 
 
-def _nearest_batch_size(config: FitConfig, resources: Resources) -> str:
-    per_worker, rest = divmod(config.global_batch, resources.workers)
+def _nearest_batch_size(config: FitConfig, batch_size: int, workers: int) -> str:
+    per_worker, rest = divmod(config.global_batch, workers)
     if rest:
-        return f"none with {resources.workers} workers"
+        return f"none with {workers} workers"
     divisors = [size for size in range(1, per_worker + 1) if per_worker % size == 0]
-    return str(min(divisors, key=lambda size: abs(size - resources.batch_size)))
+    return str(min(divisors, key=lambda size: abs(size - batch_size)))
 
 
 def fit(
@@ -144,29 +157,23 @@ def fit(
     continues from the last committed checkpoint, on the present number of workers. Raises ConfigError, DataError or TrainingError
     with the remedy, Cancelled once `stop` is set. May be called from any thread.
     """
-    accumulation(config, resources)
+    for workers in worker_counts(resources):
+        split(config, resources, workers)
     for name, feed in (("training", train), ("validation", validation)):
         if feed is not None and not len(feed):
             raise DataError(f"the {name} feed is empty: look at the filters, the split and the quarantine of its clips")
-    from kinetok.infra import capacity, checkpoint, launch
+    from kinetok.infra import capacity, checkpoint, launch, turn
     from kinetok.infra.training import Work
 
     launch.start_ray()
     capacity.require({"fit": [Ask("training worker", resources.worker, resources.workers)]})
-    turn = _next_turn(out)
-    out.write_text(TURN, turn)
-    start = checkpoint.claim(out / RUNS, out / STARTS, turn)
-    work = Work(build, train, validation, config, out, resources, turn, start)
+    present = turn.begin(out)
+    start = checkpoint.claim(out / RUNS, out / STARTS, present)
+    work = Work(build, train, validation, config, out, resources, present, start)
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="ray train") as pool:
         running = pool.submit(launch.run_workers, work)
-        _follow(running, config.steps, out, progress, stop)
-    return _conclude(running, config, out, turn)
-
-
-def _next_turn(out: Folder) -> str:
-    """A new id that sorts after those of all earlier calls."""
-    earlier = out.read_text(TURN).partition("-")[0] if out.exists(TURN) else "0"
-    return f"{int(earlier) + 1:04d}-{uuid.uuid4().hex[:8]}"
+        _follow(running, work, progress, stop)
+    return _conclude(running, config, out, present)
 
 
 def outcome_name(turn: str) -> str:
@@ -174,20 +181,22 @@ def outcome_name(turn: str) -> str:
     return f"{OUTCOMES}/{turn}.json"
 
 
-def _follow(running: "concurrent.futures.Future[None]", steps: int, out: Folder, progress: Progress, stop: threading.Event) -> None:
-    """Tell `progress` the last logged step until the workers have ended; on a wish to stop, end their turn."""
+def _follow(running: "concurrent.futures.Future[None]", work: "Work", progress: Progress, stop: threading.Event) -> None:
+    """Tell `progress` the last logged step until the workers have ended; on a wish to stop, have them leave a checkpoint and end."""
+    from kinetok.infra.turn import ask_to_stop
+
     asked, line = False, None
     while not concurrent.futures.wait([running], timeout=FOLLOW_SECONDS).done:
         # A store that does not answer now is asked again: the training itself goes on.
         with contextlib.suppress(OSError, StoreError):
-            line = last_line(out) or line
+            line = last_line(work.out) or line
         try:
-            progress(done=step_of(line) if line else 0, total=steps, unit="steps")
+            progress(done=step_of(line) if line else 0, total=work.config.steps, unit="steps")
         except Cancelled:
             stop.set()
         if stop.is_set() and not asked:
             with contextlib.suppress(OSError, StoreError):
-                out.write_text(TURN, f"{out.read_text(TURN)}-stopped")
+                ask_to_stop(work.out, work.turn)
                 asked = True
 
 

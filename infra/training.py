@@ -9,7 +9,6 @@ the device until a line is logged: a step never waits for the host. Not covered:
 import contextlib
 import random
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,12 +22,13 @@ from torch import Tensor, distributed, nn
 from kinetok.infra import checkpoint, meters
 from kinetok.infra.checkpoint import Saved
 from kinetok.infra.engine import Engine, EngineSettings, make_engine
-from kinetok.infra.errors import Cancelled, ConfigError, KinetokError, StoreError, TrainingError
-from kinetok.infra.fit import TURN, FitConfig, accumulation
+from kinetok.infra.errors import Cancelled, ConfigError, KinetokError, TrainingError
+from kinetok.infra.fit import FitConfig, split
 from kinetok.infra.metrics_log import MetricsLog
 from kinetok.infra.optim import Average, local, lr_factor, named, whole
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
+from kinetok.infra.turn import Watch, Wish
 
 MODEL = "model"
 SEEDS = "seed_B"
@@ -88,6 +88,9 @@ class Session(Protocol):
     def report(self, step: int, folder: Path) -> None:
         """Hand in this rank's part of a checkpoint; returns when all ranks have. Called by all ranks alike."""
 
+    def preempted(self) -> bool:
+        """Whether a node of some rank will soon be taken away; the same answer on all ranks, which all ask alike."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -130,7 +133,7 @@ class Loop:
         self.own = {name: [p for p in module.parameters() if p.requires_grad] for name, module in self.trainable.players.items()}
         self.view = self._build() if self.config.ema or work.resources.zero == 3 else self.trainable
         _share(self.trainable.frozen, self.view.frozen)
-        self.accumulation = accumulation(self.config, work.resources)
+        self.micro_batch, self.accumulation = split(self.config, work.resources, session.world)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.losses: list[tuple[int, str, Tensor]] = []
@@ -141,11 +144,12 @@ class Loop:
         log = MetricsLog(self.work.out, after=self.start) if self.first else None
         batches = self.work.train.batches(
             start=self.start * self.config.global_batch,
-            batch=self.work.resources.batch_size,
+            batch=self.micro_batch,
             rank=self.session.rank,
             world=self.session.world,
         )
-        with _stop_flag(self.work, enabled=self.first) as stop:
+        watch, warned = Watch(self.work.out, self.work.turn), False
+        with watch.running() if self.first else contextlib.nullcontext():
             since, before, waited = time.perf_counter(), self.start, 0.0
             for step in range(self.start + 1, self.config.steps + 1):
                 asked = time.perf_counter()
@@ -154,7 +158,7 @@ class Loop:
                 self.step(step, fed)
                 if not self._pauses(step):
                     continue
-                values = self.drain(step, stop)
+                values, wish = self.drain(step, watch.wish)
                 samples, seconds = (step - before) * self.config.global_batch, time.perf_counter() - since
                 values["train/samples_per_second"] = rate = samples / seconds
                 meters.did(meters.stage_of(self.work.out), "train", samples=samples // self.session.world, seconds=seconds - waited)
@@ -163,8 +167,12 @@ class Loop:
                 values |= self.evaluate() if self._evaluates(step) else {}
                 if log is not None:
                     log.write(step, values)
-                if step % self.config.checkpoint_every == 0:
+                preempted = self.session.preempted()
+                if step % self.config.checkpoint_every == 0 or wish is Wish.STOP or preempted > warned:
                     self._checkpoint(step, log)
+                if wish is Wish.STOP:
+                    raise Agreed(Cancelled(f"training was asked to stop at step {step}, and goes on from there"))
+                warned = preempted
                 since, before, waited = time.perf_counter(), step, 0.0
         if log is not None:
             log.flush()
@@ -189,14 +197,15 @@ class Loop:
         if self.average is not None:
             self.average.update(step)
 
-    def drain(self, step: int, stop: threading.Event) -> dict[str, float]:
-        """Figures since the last line, averaged over ranks; raises on a loss that is not finite, or when asked to stop."""
+    def drain(self, step: int, wish: Wish) -> tuple[dict[str, float], Wish]:
+        """Figures since the last line, averaged over ranks, and the first rank's wish; raises on a loss not finite, or to give way."""
         names = sorted(self.sums)
         sums = [self.sums[name] / self.counts[name] for name in names]
-        flag = torch.tensor(float(stop.is_set()), device=self.session.device)
-        vector = torch.stack([flag, *sums, *(loss for _, _, loss in self.losses)]).double()
+        wished = torch.tensor(float(wish), device=self.session.device)
+        vector = torch.stack([wished, *sums, *(loss for _, _, loss in self.losses)]).double()
         distributed.all_reduce(vector)
-        stopped, *figures = (vector / self.session.world).tolist()
+        agreed = Wish(round(vector[0].item()))  # the others wish for nothing
+        figures = (vector[1:] / self.session.world).tolist()
         losses = [(at, player, loss) for (at, player, _), loss in zip(self.losses, figures[len(names) :], strict=True)]
         self.sums, self.counts, self.losses = {}, {}, []
         for at, player, loss in losses:
@@ -207,19 +216,19 @@ class Loop:
                         "lengthen the warm-up, or look at the samples of that step"
                     )
                 )
-        if stopped:
-            raise Agreed(Cancelled(f"training was asked to stop at step {step}"))
+        if agreed is Wish.GIVE_WAY:
+            raise Agreed(Cancelled(f"training was asked to stop at step {step}: another run took over"))
         values = dict(zip(names, figures, strict=False))
         for player in self.engines:
             mine = [loss for _, name, loss in losses if name == player]
             if mine:
                 values |= {f"train/{player}/loss": sum(mine) / len(mine), f"train/{player}/lr": self._lr(player, step)}
-        return values
+        return values, agreed
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """`val/...` figures of the weights to keep: exact means over the validation samples, whatever the number of ranks."""
-        feed, batch, world = self.work.validation, self.work.resources.batch_size, self.session.world
+        feed, batch, world = self.work.validation, self.micro_batch, self.session.world
         if feed is None:
             return {}
         samples = len(feed) if self.config.eval_batches is None else min(len(feed), self.config.eval_batches * self.config.global_batch)
@@ -251,7 +260,7 @@ class Loop:
             folder = stack.enter_context(self.session.latest())
             saved = checkpoint.read_saved(folder) if folder else None
             universal = saved is not None and checkpoint.needs_conversion(saved, workers=self.session.world, zero=resources.zero)
-            settings = EngineSettings(resources.zero, self.config.precision == "bf16", resources.batch_size, self.accumulation, universal)
+            settings = EngineSettings(resources.zero, self.config.precision == "bf16", self.micro_batch, self.accumulation, universal)
             engines = {name: make_engine(module, self.config.optimizers[name], settings) for name, module in self.trainable.players.items()}
             average = Average(self.trainable.players, self.config.ema) if self.config.ema else None
             if folder is None or saved is None:
@@ -369,35 +378,3 @@ def _seed(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(mixed)
     np.random.seed(mixed % 2**32)
     random.seed(mixed)
-
-
-@contextlib.contextmanager
-def _stop_flag(work: Work, *, enabled: bool) -> Iterator[threading.Event]:
-    """Set once the store says that the turn of this run is over: asked to stop, or another took its place."""
-    stop, ended = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        while _has_turn(work):
-            if ended.wait(1.0):
-                return
-        stop.set()
-
-    thread = threading.Thread(target=watch, name="turn of training", daemon=True)
-    if enabled:
-        thread.start()
-    try:
-        yield stop
-    finally:
-        ended.set()
-        if enabled:
-            thread.join()
-
-
-def _has_turn(work: Work) -> bool:
-    try:
-        return work.out.read_text(TURN) == work.turn
-    except FileNotFoundError:
-        return False
-    except (OSError, StoreError):
-        # A store that does not answer takes no turn away.
-        return True

@@ -7,6 +7,7 @@ same command again until the job is done, and replaces what was lost. A job that
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ JOB = {
         "grown": {"workers": 2, "batch_size": 1, "zero": 1, "max_failures": 3},
     },
     "stages": {
-        "scenes": {"kind": "scenes", "count": 24, "size": 64, "seconds": 2.5, "real": False, "shard_videos": 3},
+        "scenes": {"kind": "scenes", "count": 16, "size": 64, "seconds": 2.5, "real": False, "shard_videos": 3},
         "videos": {"kind": "ingest", "made_by": "scenes"},
         "clips": {
             "kind": "clips",
@@ -47,7 +48,7 @@ JOB = {
             "shard_clips": 4,
             "val_fraction": 0.3,
         },
-        "base": {"kind": "train", "data": "clips", "model": CAUSAL, "steps": 40, **TRAIN},
+        "base": {"kind": "train", "data": "clips", "model": CAUSAL, "steps": 24, **TRAIN},
         "trunk": {"kind": "encode", "data": "clips", "model": "base", "content": "features"},
         "grown": {
             "kind": "train",
@@ -55,11 +56,11 @@ JOB = {
             "features": "trunk",
             "lower": "base",
             "model": {"kind": "grown", "blocks": 1, "groups": 4},
-            "steps": 40,
+            "steps": 24,
             **TRAIN,
         },
         "tokens": {"kind": "encode", "data": "clips", "model": "grown"},
-        "quality": {"kind": "evaluate", "data": "clips", "models": ["base", "grown"]},
+        "quality": {"kind": "evaluate", "data": "clips", "models": ["base", "grown"], "max_clips": 4},
     },
 }
 GAP_SECONDS = (3.0, 8.0)
@@ -211,6 +212,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write what was found here")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # leaves no node behind
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     outcome = chaos(folder, faults=options.faults, seed=options.seed)
     found = {"faults": sum(outcome.faults.values()), "by_kind": dict(outcome.faults), "drivers": outcome.drivers, "rounds": outcome.rounds}

@@ -29,6 +29,7 @@ class World:
         self.tracking_port = free_port()
         self.tracking: subprocess.Popen[bytes] | None = None
         self.scratch = Path(environment["TMPDIR"])
+        self.drivers: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
         """Start whatever is down."""
@@ -63,7 +64,8 @@ class World:
         environment |= {"RAY_ADDRESS": self.cluster.address, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.tracking_port}"}
         log = (self.folder / "driver.log").open("ab")
         command = [sys.executable, "-m", "kinetok.pipelines.cli", *arguments]
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self.drivers.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+        return self.drivers[-1]
 
     def fill_scratch(self) -> None:
         """Leave no byte on the scratch disk."""
@@ -75,6 +77,9 @@ class World:
         (self.scratch / "ballast").unlink(missing_ok=True)
 
     def stop(self) -> None:
+        """End every process that was started here, and those below it."""
+        for driver in self.drivers:
+            destroy(driver)
         self.lose_tracking()
         self.cluster.stop()
 

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kinetok.infra import errors
+from kinetok.infra import errors, turn
 from kinetok.infra.errors import Cancelled, ConfigError, DataError, StoreError
-from kinetok.infra.fit import FitConfig, PlayerConfig, _conclude, _follow, accumulation, fit, outcome_name
+from kinetok.infra.fit import FitConfig, PlayerConfig, _conclude, _follow, fit, fit_problems, outcome_name, split
 from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
-from kinetok.infra.training import Batch
+from kinetok.infra.training import Batch, Work
 
 CONFIG = FitConfig(steps=12, global_batch=8, optimizers={"model": PlayerConfig(lr=0.02)}, eval_every=6, checkpoint_every=3, log_every=2)
 
@@ -194,11 +194,31 @@ def test_more_workers_than_the_cluster_can_hold_is_an_error(ray_cluster: None, t
 
 
 def test_global_batch_must_divide() -> None:
-    assert accumulation(CONFIG, Resources(workers=2, batch_size=2)) == 2
+    assert split(CONFIG, Resources(workers=2, batch_size=2), 2) == (2, 2)
     with pytest.raises(ConfigError, match="batch_size 3 x workers 1: nearest valid global_batch 6 or 9, nearest valid batch_size 2"):
-        accumulation(CONFIG, Resources(batch_size=3))
+        split(CONFIG, Resources(batch_size=3), 1)
     with pytest.raises(ConfigError, match="nearest valid global_batch 12, nearest valid batch_size none with 3 workers"):
-        accumulation(CONFIG, Resources(workers=3, batch_size=4))
+        split(CONFIG, Resources(workers=3, batch_size=4), 3)
+
+
+def test_every_number_of_workers_of_a_range_must_divide_the_global_batch() -> None:
+    elastic = Resources(workers=1, max_workers=2, batch_size=8)
+    assert [split(CONFIG, elastic, workers) for workers in (1, 2)] == [(8, 1), (4, 1)]
+    assert list(fit_problems(CONFIG, elastic, ("model",))) == []
+    (problem,) = fit_problems(CONFIG, elastic.model_copy(update={"max_workers": 4}), ("model",))
+    assert problem.startswith("global_batch: ") and "x workers 3" in problem
+
+
+def test_a_stop_is_only_for_the_turn_that_asks(tmp_path: Path) -> None:
+    out = Folder(str(tmp_path))
+    first = turn.begin(out)
+    second = turn.begin(out)
+    assert first < second
+    turn.ask_to_stop(out, first)
+    assert (turn.wish(out, first), turn.wish(out, second)) == (turn.Wish.GIVE_WAY, turn.Wish.GO_ON)
+    turn.ask_to_stop(out, second)
+    assert turn.wish(out, second) is turn.Wish.STOP
+    assert turn.wish(Folder(str(tmp_path / "gone")), second) is turn.Wish.GIVE_WAY
 
 
 def test_a_store_that_does_not_answer_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +233,8 @@ def test_a_store_that_does_not_answer_ends_no_training(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("kinetok.infra.fit.FOLLOW_SECONDS", 0.01)
     monkeypatch.setattr("kinetok.infra.fit.last_line", last_line)
-    _follow(running, 5, Folder(str(tmp_path)), lambda *, done, total, unit: told.append(done), threading.Event())
+    work = Work(Toy, Numbers(), None, CONFIG, Folder(str(tmp_path)), Resources(), "turn")
+    _follow(running, work, lambda *, done, total, unit: told.append(done), threading.Event())
     assert told == [0, 3]
 
 

@@ -30,6 +30,7 @@ from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.infra.training import Agreed, Batch, Loop, Work
+from kinetok.infra.turn import STOPPED
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -163,8 +164,9 @@ CONFIG = FitConfig(
 class FolderSession:
     """A `Session` that commits checkpoints by copying them below one folder; `until` stops the run after that step's checkpoint."""
 
-    def __init__(self, folder: Path, rank: int, world: int, until: int = 0) -> None:
+    def __init__(self, folder: Path, rank: int, world: int, until: int = 0, notice: int = 0) -> None:
         self.folder, self.rank, self.local_rank, self.world, self.until = folder, rank, rank, world, until
+        self.asked, self.notice = 0, notice
         self.device = torch.device("cpu")
 
     @contextlib.contextmanager
@@ -178,23 +180,38 @@ class FolderSession:
         if step == self.until:
             raise Interrupted
 
+    def preempted(self) -> bool:
+        """From the `notice`-th time on that it is asked."""
+        self.asked += 1
+        return 0 < self.notice <= self.asked
+
 
 class Interrupted(Exception):
     """Stands for a kill."""
 
 
 def run_loop(
-    folder: Path, rank: int, world: int, build: Any, config: FitConfig, resources: dict[str, Any], until: int = 0, turn: str = "mine"
+    folder: Path,
+    rank: int,
+    world: int,
+    build: Any,
+    config: FitConfig,
+    resources: dict[str, Any],
+    until: int = 0,
+    *,
+    turn: str = "mine",
+    present: str = "mine",
+    notice: int = 0,
 ) -> None:
     """One worker's run; ends quietly where `until` interrupts it."""
     out = Folder(str(folder))
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     sizes = {"batch_size": 2, "workers": world} | resources
     work = Work(build, Numbers(), Numbers(11), config, out, Resources(**sizes), turn)
-    out.write_text(TURN, "mine")
+    out.write_text(TURN, present)
     with contextlib.suppress(Interrupted):
         try:
-            Loop(work, FolderSession(folder / "checkpoints", rank, world, until)).run()
+            Loop(work, FolderSession(folder / "checkpoints", rank, world, until, notice)).run()
         except Agreed as error:
             raise error.cause from error
 
@@ -390,10 +407,33 @@ def test_frozen_weights_are_watched_and_in_no_checkpoint(tmp_path: Path) -> None
         alone_run(tmp_path / "melting", Melting)
 
 
-def test_ends_when_its_turn_is_over(tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"steps": 10**6, "checkpoint_every": 10**6})
-    with pytest.raises(Cancelled, match="stop"):
-        run_loop(tmp_path, 0, 1, Toy, config, {}, turn="another")
+ENDLESS = CONFIG.model_copy(update={"steps": 10**6, "checkpoint_every": 10**6})
+
+
+def test_writes_nothing_when_another_turn_began(tmp_path: Path) -> None:
+    with pytest.raises(Cancelled, match="another run took over"):
+        run_loop(tmp_path, 0, 1, Toy, ENDLESS, {}, turn="another")
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_leaves_a_checkpoint_when_asked_to_stop(tmp_path: Path) -> None:
+    with pytest.raises(Cancelled, match="goes on from there") as stopped:
+        run_loop(tmp_path, 0, 1, Toy, ENDLESS, {}, present=f"mine{STOPPED}")
+    (left,) = (tmp_path / "checkpoints").iterdir()
+    assert f"at step {int(left.name.removeprefix('step-'))}," in str(stopped.value)
+
+
+def test_a_notice_of_preemption_is_answered_by_one_checkpoint(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"checkpoint_every": 100})
+    run_loop(tmp_path, 0, 1, Toy, config, {}, notice=2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0004"], "the second pause; each is asked once"
+    alone_run(tmp_path / "calm", config=config)
+    assert_same(tmp_path / "calm", tmp_path, exactly=True)
+
+
+def test_another_number_of_workers_takes_a_micro_batch_that_divides(tmp_path: Path) -> None:
+    alone_run(tmp_path / "one", resources={"workers": 3, "batch_size": 3, "max_workers": 4})
+    assert_same(alone_run(tmp_path / "plain"), tmp_path / "one", exactly=False)
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])

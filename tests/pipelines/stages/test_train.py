@@ -55,6 +55,9 @@ class Alone:
     def report(self, step: int, folder: Path) -> None:
         raise NotImplementedError
 
+    def preempted(self) -> bool:
+        return False
+
 
 @pytest.fixture
 def in_process(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,6 +253,9 @@ class Session:
         if step == self.until:
             raise Interrupted
 
+    def preempted(self) -> bool:
+        return False
+
 
 def small_trainable() -> RungTrainable:
     config = CausalConfig(channels=4, mult=(1, 1), strides=((2, 2),), blocks=1, z=2, patch=2, groups=2)
