@@ -139,7 +139,7 @@ class DivotTokenizer(Tokenizer):
         weight = next(self.encoder.parameters())
         grey_FCHW = torch.zeros(1, 3, self.config.edge, self.config.edge, device=weight.device)
         grey_FPD: Tensor = self.vit(grey_FCHW)
-        return grey_FPD.expand(1, self.config.encoder.frames, -1, -1)
+        return grey_FPD.repeat(self.config.encoder.frames, 1, 1)[None]
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, seeds: Sequence[int] | None = None, sampler: SamplerConfig | None = None) -> Tensor:
