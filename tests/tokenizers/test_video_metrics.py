@@ -26,6 +26,7 @@ class Network(torch.nn.Module):
         return x.mean(dim=[2, 3, 4])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_features_come_from_the_file(tmp_path: Path) -> None:
     torch.jit.script(Network()).save(str(tmp_path / "i3d.pt"))
     i3d = I3D(tmp_path / "i3d.pt")

@@ -170,7 +170,9 @@ def _untrained(config: VitConfig) -> "CLIPVisionModel":
 def _pretrained(config: VitConfig, path: str) -> "CLIPVisionModel":
     """What is saved at `path`; weights are read from safetensors alone, never unpickled."""
     from transformers import CLIPVisionModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = CLIPVisionModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
     found = model.config
     wanted = _settings(config)
