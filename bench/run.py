@@ -12,13 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import caches
 import decode
 import encode
 import fit
+import language
 import loader
 import memory
 import plan
 import tokenizer
+import unet
 from clips import make_encoding, make_index
 from line import Line
 from rich.console import Console
@@ -59,10 +62,13 @@ def show(lines: list[Line], seconds: float) -> Table:
 
 def main() -> None:
     alone: dict[str, Callable[[Path], list[Line]]] = {
+        "caches": caches.lines,
         "fit": fit.lines,
+        "language": language.lines,
         "memory": memory.lines,
         "plan": plan.lines,
         "tokenizer": tokenizer.lines,
+        "unet": unet.lines,
     }
     wanted = set(sys.argv[1:]) or {"decode", "encode", "loader", *alone}
     began = time.perf_counter()

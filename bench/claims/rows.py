@@ -1,6 +1,6 @@
-"""One row for each claim: what was measured, what is aimed at, and whether it holds, written to docs/results.md and promag.json.
+"""One row for each claim: what was measured, what is aimed at, and whether it holds, written to docs/results.md and a JSON file.
 
-The page keeps its prose: only what stands between the two markers is written anew.
+The page keeps its prose: only what stands between the two markers of a paper's table is written anew.
 """
 
 import json
@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
-
 
 @dataclass(frozen=True)
 class Row:
-    """A claim and its figures: dB where nothing else is said, means over seeds, rounded."""
+    """A claim and its figures, means over seeds, rounded."""
 
     claim: str
     values: dict[str, float | list[float]]
@@ -30,13 +28,18 @@ def mean(values: Sequence[float]) -> float:
     return round(sum(values) / len(values), 2)
 
 
+def markers(paper: str) -> tuple[str, str]:
+    """What a paper's table stands between on the page."""
+    return f"<!-- {paper}: begin -->", f"<!-- {paper}: end -->"
+
+
 def write(rows: Sequence[Row], page: Path, figures: Path) -> None:
-    """Put the rows into the page, between its markers, and into the JSON file."""
-    text = page.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{page} must hold {BEGIN} and {END} once each: the table goes between them")
-    head, rest = text.split(BEGIN)
-    page.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}")
+    """Put the rows into the page, between the markers of the paper that `figures`, the JSON file they go to as well, is named after."""
+    text, (begin, end) = page.read_text(), markers(figures.stem)
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{page} must hold {begin} and {end} once each: the table goes between them")
+    head, rest = text.split(begin)
+    page.write_text(f"{head}{begin}\n{table(rows)}\n{end}{rest.split(end)[1]}")
     figures.parent.mkdir(parents=True, exist_ok=True)
     figures.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 

@@ -116,7 +116,8 @@ def test_quadrants_are_the_corners_of_their_window(module: type[Modules]) -> Non
 def test_the_table_replaces_itself_and_leaves_the_prose(module: type[Modules], tmp_path: Path) -> None:
     rows = module.of("rows")
     page, figures = tmp_path / "results.md", tmp_path / "results" / "promag.json"
-    page.write_text(f"# Before\n{rows.BEGIN}\nstale\n{rows.END}\nAfter.\n")
+    begin, end = rows.markers("promag")
+    page.write_text(f"# Before\n{begin}\nstale\n{end}\nAfter.\n")
     row = rows.Row("grows", {"gain": 1.5, "by seed": [1.0, 2.0]}, ">= +1.5", True, "python x", [0, 1], 2.0)
     for _ in range(2):
         rows.write([row], page, figures)

@@ -1,0 +1,96 @@
+"""Divot's claims, the pure parts: scenes are what they are said to be, the judge's measures, rows from units' figures."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+BENCH = Path(__file__).parents[2] / "bench"
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> "type[Modules]":
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.syspath_prepend(str(BENCH / "claims"))
+    return Modules
+
+
+class Modules:
+    """The scripts import each other by bare name, as a folder that is run does."""
+
+    @staticmethod
+    def of(name: str) -> ModuleType:
+        sys.modules.pop(name, None)
+        return importlib.import_module(name)
+
+
+def test_every_combination_is_drawn_as_its_caption_says(module: type[Modules]) -> None:
+    plain = module.of("plain")
+    scenes = plain.draw(96, seed=5)
+    assert len({scenes.caption(row) for row in range(96)}) == 96
+    video_NTHWC = scenes.video_NTHWC.float()
+    ground_N1111 = video_NTHWC[:, 0, 0, 0, 0].view(-1, 1, 1, 1, 1)
+    shape_NTHW = (video_NTHWC - ground_N1111).abs().amax(-1) > 60
+    axis = torch.linspace(-1, 1, plain.EDGE)
+    for row in range(96):
+        x_T, y_T = (
+            (shape_NTHW[row] * place).sum((1, 2)) / shape_NTHW[row].sum((1, 2)) for place in (axis[None, None, :], axis[None, :, None])
+        )
+        moved = (float(x_T[-1] - x_T[0]), float(y_T[-1] - y_T[0]))
+        assert moved == pytest.approx([2 * plain.REACH * step for step in plain.DIRECTIONS[scenes.word("direction", row)]], abs=0.1)
+        painted = video_NTHWC[row, 4][shape_NTHW[row, 4]].median(0).values / 255
+        nearest = min(plain.COLOURS, key=lambda name: float((painted - torch.tensor(plain.COLOURS[name])).abs().sum()))
+        assert nearest == scenes.word("colour", row)
+
+
+def test_another_clips_tokens_are_of_another_scene(module: type[Modules]) -> None:
+    study, plain = module.of("study"), module.of("plain")
+    scenes = plain.draw(study.RECONSTRUCTED, seed=5)
+    others = study.others(study.RECONSTRUCTED)
+    assert sorted(others.tolist()) == list(range(study.RECONSTRUCTED))
+    assert all(scenes.caption(row) != scenes.caption(int(other)) for row, other in enumerate(others))
+
+
+def test_the_distance_of_sets_is_zero_to_themselves_and_grows_with_a_shift(module: type[Modules]) -> None:
+    judge, plain = module.of("judge"), module.of("plain")
+    torch.manual_seed(0)
+    eyes = judge.Judge()
+    video_BCTHW = torch.rand(64, 3, plain.FRAMES, plain.EDGE, plain.EDGE)
+    same, near, far = (judge.distance(eyes, video_BCTHW + shift, video_BCTHW) for shift in (0.0, 0.5, 2.0))
+    assert same == pytest.approx(0.0, abs=1e-6) and 0 < near < far
+
+
+def test_rows_rest_on_the_seeds_that_have_all_they_compare(module: type[Modules], tmp_path: Path) -> None:
+    study, evidence = module.of("study"), module.of("divot_evidence")
+    for seed, names in ((0, ("gmm", "mse", "eps", "v")), (1, ("gmm",))):
+        for place, name in enumerate(names):
+            folder = tmp_path / f"seed{seed}" / name
+            folder.mkdir(parents=True)
+            (folder / "figures.json").write_text(json.dumps({"all": 0.5 - 0.1 * place, "distance": 1.0, "seconds": 60.0}))
+    material = study.Material(tmp_path)
+    studies = [study.Study(material, seed, study.Budget.of(30), deadline=0.0) for seed in material.seeds()]
+    (row,) = evidence.Evidence(studies, "command").all()
+    assert row.seeds == [0] and row.holds and row.minutes == 4.0
+    assert row.values["mixture"] == 50.0 and row.values["diffusion, v"] == 20.0
+
+
+def test_the_plain_loop_learns_the_same_labels_at_the_same_places(module: type[Modules]) -> None:
+    language = module.of("language")
+    ids = torch.tensor([[1, 7, 8, 2, 0], [1, 9, 2, 0, 0]])
+    batch = {
+        "ids_BL": ids,
+        "codes_BL": (ids != 0).long(),
+        "label_BM": torch.tensor([[8, 2], [2, -100]]),
+        "label_at_BM": torch.tensor([[1, 2], [1, 0]]),
+    }
+    found = language.plain_batch(batch)
+    assert found["labels"].tolist() == [[-100, -100, 8, 2, -100], [-100, -100, 2, -100, -100]]
+    assert found["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]
+
+
+def test_the_published_head_is_a_small_part(module: type[Modules]) -> None:
+    assert 0 < module.of("language").published_share() < 0.05
