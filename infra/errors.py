@@ -8,6 +8,7 @@ KinetokError
 │   └── LeaseLost                 another run took over the artifact that this run was building
 ├── QuarantineLimit (RuntimeError)  more bad samples than the stage allows
 ├── TrainingError (RuntimeError)  training cannot start, continue or be trusted (non-finite loss, frozen weights moved)
+├── ClusterError (RuntimeError)   a Ray cluster cannot be reached, or does not take or know a job
 └── Cancelled (RuntimeError)      the run was asked to stop
 
 Three more are defined where they are raised: BadVideo and DamagedShard (DataErrors of the data plane), TrackingDown (`mlflow_store.py`).
@@ -46,6 +47,10 @@ class QuarantineLimit(KinetokError, RuntimeError):
 
 class TrainingError(KinetokError, RuntimeError):
     """Training cannot start, continue or be trusted."""
+
+
+class ClusterError(KinetokError, RuntimeError):
+    """A Ray cluster cannot be reached, or does not take or know a job."""
 
 
 class Cancelled(KinetokError, RuntimeError):

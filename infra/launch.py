@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinetok.infra.errors import ConfigError, KinetokError, StoreError, TrainingError
+from kinetok.infra.errors import KinetokError, StoreError, TrainingError
 from kinetok.infra.fit import ATTEMPTS, RUNS, outcome_name
 from kinetok.infra.storage import Folder
-from kinetok.infra.wheel import build_wheel
+from kinetok.infra.wheel import cached_wheel
 
 if TYPE_CHECKING:
     from kinetok.infra.training import Loop, Work
@@ -114,11 +114,7 @@ def _in_lasting_thread(start: Callable[[], None]) -> None:
 
 def shipped() -> dict[str, object]:
     """The Ray runtime environment that brings this package to workers of another machine."""
-    folder = Path(tempfile.gettempdir()) / f"kinetok-wheels-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise ConfigError(f"{folder} belongs to another user, who could put code of theirs into the wheel: delete it, or set TMPDIR")
-    return {"py_modules": [str(build_wheel(folder))]}
+    return {"py_modules": [str(cached_wheel())]}
 
 
 def run_workers(work: "Work") -> None:

@@ -7,11 +7,14 @@ image holds.
 
 import base64
 import hashlib
+import os
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import kinetok
+from kinetok.infra.errors import ConfigError
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _WHEEL = "Wheel-Version: 1.0\nGenerator: kinetok\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -38,6 +41,15 @@ def build_wheel(folder: Path) -> Path:
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
     aside.replace(target)
     return target
+
+
+def cached_wheel() -> Path:
+    """The wheel in a folder of this user's that lasts; raises ConfigError where the folder is somebody else's."""
+    folder = Path(tempfile.gettempdir()) / f"kinetok-wheels-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ConfigError(f"{folder} belongs to another user, who could put code of theirs into the wheel: delete it, or set TMPDIR")
+    return build_wheel(folder)
 
 
 def package_files() -> Iterator[tuple[str, bytes]]:

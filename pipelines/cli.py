@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kinetok.infra.errors import KinetokError, StoreError
+from kinetok.infra.secrets import redact
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from kinetok.llm.presets import SizeName
 
 JOBS = Path(__file__).parent / "jobs"
+VIT = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 _job = click.argument("job")
 _set = click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value of the job file: base.steps=10.")
@@ -32,6 +34,11 @@ _store = click.option("--store", envvar="KINETOK_STORE", default="work", show_de
 _job_store = click.option("--store", help="Another store than the job file's.")
 _json = click.option("--json", "as_json", is_flag=True, help="Machine-readable, on standard output.")
 _artifact = click.argument("artifact")
+_file = click.Path(path_type=Path, exists=True, dir_okay=False)
+_folder = click.Path(path_type=Path, exists=True, file_okay=False)
+_language = click.option("--model", required=True, help="A language model: a folder, an artifact of $KINETOK_STORE, or models:/name@alias.")
+_tokenizer = click.option("--tokenizer", help="Its tokenizer; without it, the one that made the tokens an artifact's model learned from.")
+_seed = click.option("--seed", default=0, show_default=True)
 _only = click.option("--only", multiple=True, metavar="STAGE", help="Build just this stage; may be repeated.")
 _from = click.option(
     "--from", "start", multiple=True, metavar="STAGE", help="Build this stage and all that is made of it; may be repeated."
@@ -51,7 +58,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (KinetokError, OSError) as error:
-            click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True)
+            click.echo(f"{click.style('error', fg='red', bold=True)}: {redact(str(error))}", err=True)
             ctx.exit(1)
 
 
@@ -301,6 +308,75 @@ def pack(folder: str, out: str, csv: str | None, shard_bytes: int) -> None:
 
 
 @main.command()
+@click.argument("tokenizer", type=_file)
+@click.argument("detokenizer", type=_file)
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--vit", default=VIT, show_default=True, help="Folder or hub id of the vision transformer, which the files do not hold.")
+def convert(tokenizer: Path, detokenizer: Path, out: Path, vit: str) -> None:
+    """Turn Divot's released files (Divot_tokenizer.bin, Divot_detokenizer_stage1.bin or stage2) into a model folder."""
+    from kinetok.pipelines.convert import convert
+
+    for line in convert(tokenizer, detokenizer, out, vit).lines():
+        click.echo(line)
+
+
+@main.command()
+@click.argument("agent", type=_file)
+@click.argument("language", type=_folder)
+@click.argument("vocabulary", type=_folder)
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+def convert_language(agent: Path, language: Path, vocabulary: Path, out: Path) -> None:
+    """Turn Divot-LLM's released files (agent/pytorch_model.bin, folders of the merged model and its tokenizer) into a model folder."""
+    from kinetok.pipelines.convert import convert_language
+
+    for line in convert_language(agent, language, vocabulary, out).lines():
+        click.echo(line)
+
+
+@main.command()
+@click.argument("video", type=click.Path(exists=True, dir_okay=False))
+@click.argument("question")
+@_language
+@_tokenizer
+@_seed
+def ask(video: str, question: str, model: str, tokenizer: str | None, seed: int) -> None:
+    """Answer a question about a video."""
+    from kinetok.pipelines.divot import ask_video
+
+    click.echo(ask_video(model, tokenizer, video, question, seed))
+
+
+@main.command()
+@click.argument("prompt")
+@_language
+@_tokenizer
+@_seed
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="video.mp4", show_default=True)
+def generate(prompt: str, model: str, tokenizer: str | None, seed: int, out: Path) -> None:
+    """Make a video of a prompt."""
+    from kinetok.pipelines.divot import generate_video
+
+    generate_video(model, tokenizer, prompt, out, seed)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("request")
+@_language
+@_tokenizer
+@_seed
+@click.option("--clips", type=click.IntRange(min=1), default=3, show_default=True, help="Parts of the story, each a text and a clip.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="story.html", show_default=True)
+def tell(request: str, model: str, tokenizer: str | None, seed: int, clips: int, out: Path) -> None:
+    """Tell a story in texts and clips, as one page."""
+    from kinetok.pipelines.divot import tell_story
+
+    for text in tell_story(model, tokenizer, request, out, clips, seed):
+        click.echo(text)
+    click.echo(out)
+
+
+@main.command()
 @click.option(
     "--model",
     required=True,
@@ -363,7 +439,7 @@ def _status_of_cluster(address: str, start: str | None) -> None:
     from kinetok.infra.submit import Jobs, submission_table
 
     jobs = Jobs(address)
-    _console().print(submission_table(jobs.list() if start is None else [jobs.info(jobs.find(start))]))
+    _console().print(submission_table(jobs.all() if start is None else [jobs.info(jobs.find(start))]))
 
 
 def _load(job: str, overrides: tuple[str, ...], store: str | None) -> "tuple[Job, Store]":
