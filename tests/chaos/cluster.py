@@ -18,6 +18,7 @@ import psutil
 
 from kinetok.infra.launch import RAY_DEFAULTS
 
+_RAY = str(Path(sys.executable).with_name("ray"))
 OBJECT_STORE_BYTES = 80_000_000
 HEALTH = {
     # A lost node is noticed in seconds, and a lost head ends its drivers and nodes as quickly: the test cannot wait for minutes.
@@ -102,6 +103,19 @@ class Cluster:
         if node is not None:
             destroy(node)
 
+    def drain(self, number: int, *, seconds: int) -> None:
+        """Announce that a node will be taken away, as an autoscaler does on a notice of its cloud."""
+        arguments = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "notice", "--deadline-remaining-seconds", str(seconds)]
+        command = [_RAY, "drain-node", "--address", self.address, "--node-id", self.node_id(number), *arguments]
+        subprocess.run(command, check=True, env=os.environ | ENVIRONMENT, stdout=subprocess.DEVNULL)
+
+    def node_id(self, number: int) -> str:
+        """Ray's id of a node, as its raylet's command line says it."""
+        node = self.nodes[number]
+        assert node is not None
+        raylet = next(process for process in descendants(node) if process.name() == "raylet")
+        return next(word.removeprefix("--node_id=") for word in raylet.cmdline() if word.startswith("--node_id="))
+
     def lose_head(self) -> None:
         if self.head is not None:
             destroy(self.head)
@@ -122,14 +136,13 @@ class Cluster:
 
     def _launch(self, arguments: list[str], extra: dict[str, str]) -> "subprocess.Popen[bytes]":
         self.starts += 1
-        ray = str(Path(sys.executable).with_name("ray"))
         common = [f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0", "--block"]
         common += ["--node-ip-address=127.0.0.1", "--disable-usage-stats"] + (
             [f"--temp-dir={self.folder}/ray"] if "--head" in arguments else []
         )
         log = (self.folder / f"node-{self.starts}.log").open("wb")
         environment = os.environ | ENVIRONMENT | self.environment | extra
-        return subprocess.Popen([ray, "start", *arguments, *common], env=environment, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen([_RAY, "start", *arguments, *common], env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def _wait_for_head(self) -> None:
         deadline = time.monotonic() + 90
