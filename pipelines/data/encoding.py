@@ -31,7 +31,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kinetok.infra import capacity, meters
-from kinetok.infra.errors import DataError, KinetokError
+from kinetok.infra.errors import DataError, KinetokError, StoreError
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import ClipIndex
@@ -280,7 +280,7 @@ def _decode_video(wanted: Video, recipe: DecodeRecipe, guarded: Guard, out_BTHWC
     try:
         decode = partial(decode_windows, **recipe.model_dump())
         found = guarded(decode, read_range(wanted.url, wanted.offset, wanted.bytes), wanted.starts)
-    except (BadVideo, OSError) as error:
+    except (BadVideo, OSError, StoreError) as error:
         return [_failed(error)] * len(wanted.starts)
     for place, clip_THWC in enumerate(found.clips):
         out_BTHWC[place] = clip_THWC
@@ -288,7 +288,7 @@ def _decode_video(wanted: Video, recipe: DecodeRecipe, guarded: Guard, out_BTHWC
     return [_SOUND] * len(found.clips) + bad
 
 
-def _failed(error: BadVideo | OSError) -> Status:
+def _failed(error: BadVideo | OSError | StoreError) -> Status:
     if isinstance(error, BadVideo):
         return {"reason": str(error.reason), "message": error.message, "position": error.position}
     return {"reason": _LOST, "message": str(error), "position": None}
