@@ -211,22 +211,29 @@ def publish(folder: Folder, record: Record) -> Artifact:
         )
     folder.remove(WORK)
     folder.sweep()
-    present = folder.files()
-    pieces = _pieces(folder) if MANIFEST in present else {}
+    present = {path: size for path, size in folder.files().items() if not path.startswith(f"{WORK}/")}
+    pieces = _pieces(folder) if folder.exists(MANIFEST) else {}
     for path, info in pieces.items():
-        if present.get(path) != info.bytes:
-            raise StoreError(
-                f"{folder.path(path)}: the manifest says {info.bytes} bytes, there are {present.get(path, 'none')}; run the job again"
-            )
+        # A listing may be older than what it lists; the file itself is not.
+        size = present.get(path) if present.get(path) == info.bytes else _size(folder, path)
+        if size != info.bytes:
+            raise StoreError(f"{folder.path(path)}: the manifest says {info.bytes} bytes, there are {size or 'none'}; run the job again")
     files = {
         path: FileInfo(bytes=size, sha256=digest_of_file(folder, path))
         for path, size in present.items()
         if path not in pieces and path not in (RECORD, LEASE)
     }
-    size = sum(info.bytes for info in (*files.values(), *pieces.values()))
-    finished = record.model_copy(update={"files": files, "bytes": size, "digest": _digest(files)})
+    total = sum(info.bytes for info in (*files.values(), *pieces.values()))
+    finished = record.model_copy(update={"files": files, "bytes": total, "digest": _digest(files)})
     folder.write_text(RECORD, finished.model_dump_json(indent=1))
     return Artifact(folder, finished)
+
+
+def _size(folder: Folder, path: str) -> int | None:
+    try:
+        return folder.size(path)
+    except FileNotFoundError:
+        return None
 
 
 def _pieces(folder: Folder) -> dict[str, FileInfo]:
@@ -251,9 +258,9 @@ class Lease:
     """The right to build one artifact: `lease.json` beside its files, renewed by a heartbeat thread.
 
     Held as long as the process lives; another run waits, or takes over once `expires` has passed (a generation higher). Clocks of the
-    machines must agree to a few seconds. A store that does not answer is asked again until the term has passed (each renewal for a third
-    of it, so that the loss is noticed in time). When the lease is
-    lost, `on_lost` is called once, and `release` leaves the new holder's file alone.
+    machines must agree to a few seconds. A store that does not answer is asked again until the term has passed, by each renewal for a
+    third of it, so that a loss is noticed in time. When the lease is lost, `on_lost` is called once, and `release` leaves the new holder's
+    file alone.
     """
 
     def __init__(self, folder: Folder, *, seconds: float = 30.0, on_lost: Callable[[], None] | None = None) -> None:

@@ -129,11 +129,16 @@ _REMEDIES = (
 
 def _code(error: BaseException | None) -> str:
     """S3's code of a refusal; of an answer to HEAD, which has no body, the HTTP status."""
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
 def _status(error: Exception) -> int:
-    return int(getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _answer(error: BaseException | None) -> Answer:
+    """The store's answer in an error; empty where there was none."""
+    return getattr(error, "response", None) or {}
 
 
 def _passes(error: Exception) -> bool:
@@ -154,9 +159,11 @@ def _reason(error: Exception, attempts: int, seconds: float) -> str:
     for codes, remedy in _REMEDIES:
         if _code(error) in codes:
             return f"{remedy} ({_code(error)})"
+    said = _answer(error).get("Error", {}).get("Message")
+    what = f"the store answers {_status(error)} {_code(error)}, {said}" if said else str(error)
     if _passes(error):
-        return f"{error}; asked {attempts} times in {seconds:.0f} s. Check the network and the store, then run again"
-    return f"{error}; check the AWS_* variables"
+        return f"{what}; asked {attempts} times in {seconds:.0f} s. Check the network and the store, then run again"
+    return f"{what}; check the AWS_* variables"
 
 
 def _client() -> Any:

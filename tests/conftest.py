@@ -2,6 +2,8 @@
 
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,3 +48,50 @@ def shared_data() -> Path:
     if not (folder / "metadata.csv").exists():
         pytest.skip("the real clips are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """URL of a bucket on a server of moto's, with the environment that leads there."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3").create_bucket(Bucket="toys")
+        yield "s3://toys"
+    server.stop()
+
+
+LEAK_PATIENCE_SECONDS = 60.0
+SERVICES = ("_AutoscalingCoordinatorActor", "ActorLocationTracker", "_StatsActor")
+"""Ray Data's own, one of each in a cluster, without CPUs; they are there from the first data set on."""
+
+
+def living() -> set[str]:
+    """Actors that are not dead and placement groups that are not removed, as Ray's own tables say."""
+    import ray
+    from ray.util import placement_group_table
+
+    actors = ray._private.state.actors()  # type: ignore[attr-defined]
+    groups = placement_group_table()
+    kept = [(actor["ActorClassName"], name) for name, actor in actors.items() if actor["State"] != "DEAD"]
+    held = [("placement group", name) for name, group in groups.items() if group["state"] != "REMOVED"]
+    return {f"{what} {name}" for what, name in (*kept, *held) if what not in SERVICES}
+
+
+@pytest.fixture
+def nothing_left(ray_cluster: None) -> Iterator[None]:
+    """Whatever the test starts on Ray is gone soon after it."""
+    before = living()
+    yield
+    deadline = time.monotonic() + LEAK_PATIENCE_SECONDS
+    while living() - before and time.monotonic() < deadline:
+        threading.Event().wait(0.2)
+    assert living() - before == set()

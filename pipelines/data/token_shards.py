@@ -155,13 +155,15 @@ def write_shard(out: Folder, shard: int, samples: Iterable[Sample], bad: list[Ba
 def resume(out: Folder) -> dict[int, list[Line]]:
     """Remove what a killed attempt left uncommitted; the manifest lines of every committed shard, read from its index alone."""
     out.sweep()
-    done = [_number(name) for name in out.files("index")]
-    names = {index_name(shard) for shard in done} | {shard_name(shard) for shard in done} | {quarantine_name(shard) for shard in done}
-    for folder in ("shards", "quarantine"):
-        for name in out.files(folder).keys() - names:
+    done = {_number(name) for name in out.files("index")}
+    for name in [*out.files("shards"), *out.files("quarantine")]:
+        # A listing may be older than what it lists; the index itself is not.
+        if _number(name) not in done and out.exists(index_name(_number(name))):
+            done.add(_number(name))
+        elif _number(name) not in done:
             out.remove(name)
     with ThreadPoolExecutor(THREADS) as threads:
-        return dict(zip(done, threads.map(lambda shard: _committed(out, shard), done), strict=True))
+        return dict(zip(sorted(done), threads.map(lambda shard: _committed(out, shard), sorted(done)), strict=True))
 
 
 def _committed(out: Folder, shard: int) -> list[Line]:

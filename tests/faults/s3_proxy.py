@@ -3,8 +3,9 @@
 Point `AWS_ENDPOINT_URL` at `S3Proxy.url`. A plan is a function from a `Request` to the `Fault` it meets, or None; `seeded` makes one whose
 choice depends on the seed and on what is asked for the how-manieth time, never on the order in which threads and workers come, and which
 faults no request more often than `at_most` times in a row, so that a client with more attempts always gets through. `plan` may be set
-anew while the proxy runs. `seen` lists what was asked, what it met and how many bytes of bodies went each way. Host headers pass
-unchanged, so servers that check signatures accept what clients signed for the proxy. Not covered: TLS.
+anew while the proxy runs; `begin` also forgets what was asked before. `seen` lists what was asked, what it met and how many bytes of
+bodies went each way. Host headers pass unchanged, so servers that check signatures accept what clients signed for the proxy. Not covered:
+TLS.
 """
 
 import contextlib
@@ -139,6 +140,14 @@ class S3Proxy:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def begin(self, plan: Plan) -> None:
+        """Forget everything seen and asked, and go on by another plan."""
+        with self._guard:
+            self.seen.clear()
+            self._turns.clear()
+            self._listings.clear()
+            self.plan = plan
 
     @property
     def url(self) -> str:

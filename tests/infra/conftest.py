@@ -1,4 +1,4 @@
-"""A toy job, and an object store on this machine."""
+"""A toy job, and folders on a disk and on an object store."""
 
 import importlib.util
 import sys
@@ -33,25 +33,6 @@ def plain_linear() -> Iterator[None]:
     linear = F.linear
     yield
     F.linear = linear
-
-
-@pytest.fixture(scope="session")
-def object_store() -> Iterator[str]:
-    """URL of a bucket on a server of moto's, with the environment that leads there."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.client("s3").create_bucket(Bucket="toys")
-        yield "s3://toys"
-    server.stop()
 
 
 @pytest.fixture(params=["local", "s3"])
