@@ -59,12 +59,12 @@ def begun_before() -> bool:
     """Whether the present Ray task was begun before, and its process died or its node was lost."""
     from ray._private.worker import global_worker
 
-    return bool(global_worker.core_worker.get_current_task_attempt_number())
+    return bool(global_worker.core_worker.get_current_task_attempt_number())  # type: ignore[attr-defined]
 
 
 def _here(seconds: float, function: Callable[..., T], *arguments: object) -> T:
     # A watchdog in C: it needs no interpreter lock, which a hanging call may hold.
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
     try:
         return function(*arguments)
     finally:
@@ -82,7 +82,7 @@ class _Helper:
     def call(self, function: Callable[..., T], *arguments: object) -> T:
         from ray import cloudpickle
 
-        request = cloudpickle.dumps((function, arguments))
+        request = cloudpickle.dumps((function, arguments))  # type: ignore[no-untyped-call]
         for _ in range(TRIES):
             pipe = self._started()
             try:
