@@ -63,8 +63,10 @@ JOB = {
         "quality": {"kind": "evaluate", "data": "clips", "models": ["base", "grown"], "max_clips": 4},
     },
 }
-GAP_SECONDS = (3.0, 8.0)
-"""Between two faults."""
+GAP_SECONDS = (3.0, 6.0)
+"""At least, between two faults."""
+STUCK_TICKS = 300
+"""A fault comes at the latest after so many looks, however little was written meanwhile."""
 TRIES = 3
 TICK_SECONDS = 0.1
 PATIENCE_TICKS = 4000
@@ -96,11 +98,13 @@ def chaos(folder: Path, *, faults: int, seed: int) -> Outcome:
         calm = any(world.driver(job).wait() == 0 for _ in range(TRIES))
         assert calm, f"the undisturbed job failed: see {folder}/driver.log"
         expected = contents(world)
+        # Faults are spread over the job by what it writes; what it must write again only makes them come sooner.
+        share = world.written() // (faults + 1)
         began = time.monotonic()
         plan = draw(faults, seed)
         while plan or not outcome.rounds:
             clear(world)
-            _round(world, job, plan, outcome)
+            _round(world, job, plan, share, outcome)
             outcome.wrong += differences(expected, contents(world))
             outcome.wrong += [f"{a.name}: {problem}" for a in artifacts(world) for problem in problems(a)]
             outcome.wrong += leftovers(world)
@@ -108,13 +112,13 @@ def chaos(folder: Path, *, faults: int, seed: int) -> Outcome:
     return outcome
 
 
-def _round(world: World, job: Path, plan: list[str], outcome: Outcome) -> None:
-    """Build the whole job, taking faults off the front of `plan`."""
+def _round(world: World, job: Path, plan: list[str], share: int, outcome: Outcome) -> None:
+    """Build the whole job, taking a fault off the front of `plan` each time that `share` objects were written."""
     generator = random.Random(f"{outcome.seed} {len(plan)}")
     outcome.rounds += 1
     repairs: list[Repair] = []
     target = Target(world, _driver(world, job, 0, outcome), generator)
-    due, calm_ticks = time.monotonic() + generator.uniform(*GAP_SECONDS), 0
+    due, calm_ticks, wrote = time.monotonic() + generator.uniform(*GAP_SECONDS), 0, world.written()
     while True:
         now = time.monotonic()
         for repair in [repair for repair in repairs if repair[0] <= now]:
@@ -127,8 +131,8 @@ def _round(world: World, job: Path, plan: list[str], outcome: Outcome) -> None:
             target.driver = _driver(world, job, target.next_skew, outcome)
             target.next_skew = 0
             calm_ticks = 0
-        if plan and now >= due:
-            due = now + generator.uniform(*GAP_SECONDS)
+        if plan and now >= due and (world.written() - wrote >= share or calm_ticks > STUCK_TICKS):
+            due, wrote = now + generator.uniform(*GAP_SECONDS), world.written()
             if _strike(plan, target, repairs, outcome):
                 calm_ticks = 0
         calm_ticks += 1

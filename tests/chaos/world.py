@@ -67,6 +67,11 @@ class World:
         self.drivers.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
         return self.drivers[-1]
 
+    def written(self) -> int:
+        """Objects written so far; leases and the states of runs, which are written for as long as anything lasts, do not count."""
+        puts = [seen.request.key for seen in list(self.proxy.seen) if seen.request.operation in ("put", "multipart")]
+        return sum("/runs/" not in key and not key.endswith(("lease.json", "turn")) for key in puts)
+
     def fill_scratch(self) -> None:
         """Leave no byte on the scratch disk."""
         with (self.scratch / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
