@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from kinetok.infra.config import Config
 from kinetok.infra.errors import ConfigError
+from kinetok.infra.secrets import where_secret
 from kinetok.infra.sizing import Prices
 from kinetok.infra.stage import Resources, Stage
 
@@ -30,6 +31,10 @@ DEFAULT = "default"
 MAX_VALUES = 100_000
 """Of a job file. Aliases of aliases can stand for more values than there are atoms; the first error message would print them."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_SECRET = (
+    "holds a password, a token or a signed address, which records and MLflow would show to everybody: "
+    "give it in the environment (AWS_*, MLFLOW_TRACKING_URI, MLFLOW_TRACKING_PASSWORD, HF_TOKEN)"
+)
 
 
 class Tracking(Config):
@@ -132,6 +137,7 @@ def parse_job(raw: Raw, catalog: Sequence[type[Stage]]) -> Job:
     reader = _Reader({_kind(stage): stage for stage in catalog})
     stages = reader.stages(raw.get("stages"))
     resources = reader.resources(raw.get("resources"), list(stages))
+    reader.problems += [f"{path}: {_SECRET}" for path in dict.fromkeys(where_secret(raw))]
     top = {name: value for name, value in raw.items() if name not in ("stages", "resources")}
     head = reader.model(Job, {**top, "stages": {}}, "")
     if not reader.problems:

@@ -44,6 +44,10 @@ class JobRun(Config):
     commit: str | None = None
     submission: str | None = None
     """Id of the Ray job that `kinetok submit` made of it."""
+    ray_job: str | None = None
+    """Ray's own id of the job that did the work."""
+    dashboard: str | None = None
+    """Address of the dashboard of that cluster."""
     wheel: str | None = None
     """File name of the wheel that was sent, whose version ends in a digest of the code."""
     stages: dict[str, StageRun]

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from kinetok.infra.artifact import Store
 from kinetok.infra.errors import ConfigError, KinetokError
+from kinetok.infra.secrets import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -128,14 +129,17 @@ def ui(store: Store, uri: str | None, port: int) -> NoReturn:
     """Replace this process by the MLflow UI on the store's database, on 127.0.0.1 alone; raises ConfigError where a server has it."""
     chosen = resolve(store, uri)
     if urlsplit(chosen).scheme.startswith("http"):
-        raise ConfigError(f"the runs are on {chosen}: open that address in a browser; `kinetok ui` shows databases without a server")
+        raise ConfigError(
+            f"the runs are on {redact(chosen)}: open that address in a browser; `kinetok ui` shows databases without a server"
+        )
     with connect(store, chosen):
         pass
-    places = {"--backend-store-uri": chosen, "--host": "127.0.0.1", "--port": str(port), "--workers": "1"}
+    places = {"--host": "127.0.0.1", "--port": str(port), "--workers": "1"}
     if store.root.is_local:
         places["--default-artifact-root"] = (store.root.local / ARTIFACTS).as_uri()
     words = [word for pair in places.items() for word in pair]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # Not among the words, which everybody on the machine may read: the address may hold a password.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": chosen}
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *words], environment)
 
 
@@ -148,10 +152,9 @@ def _reach(uri: str) -> None:
 
 
 def _down(uri: str, error: Exception) -> TrackingDown:
-    shown = urlsplit(uri)
-    place = uri.replace(shown.netloc, shown.netloc.rsplit("@", 1)[-1]) if shown.netloc else uri
     first = (str(error).splitlines() or [type(error).__name__])[0]
-    return TrackingDown(f"MLflow at {place} cannot be used now ({first}); files on the store are complete, `kinetok sync` replays them")
+    said = f"MLflow at {uri} cannot be used now ({first}); files on the store are complete, `kinetok sync` replays them"
+    return TrackingDown(redact(said))
 
 
 def _create_database(root: Path) -> None:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from kinetok.infra import meters
 from kinetok.infra.plan import human_seconds
+from kinetok.infra.secrets import redact
 
 INTERVAL_SECONDS = 10.0
 """Between two plain lines of one stage."""
@@ -84,7 +85,7 @@ class Row:
             f"{self.rate:.3g}/s" if self.rate else "",
             human_seconds(self.eta) if self.eta is not None else "",
             str(self.quarantined or ""),
-            self.note,
+            redact(self.note),
         )
 
     def line(self) -> str:
@@ -138,7 +139,7 @@ class Board:
 
     def say(self, text: str) -> None:
         """One line of text beside the table."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
 
     def table(self) -> Table:
         """The live display."""

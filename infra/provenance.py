@@ -36,6 +36,22 @@ def submission() -> Submission | None:
     return Submission(told["job_submission_id"], told[WHEEL], told.get(COMMIT)) if WHEEL in told else None
 
 
+class RayJob(NamedTuple):
+    """The Ray job that does the work of a run."""
+
+    id: str
+    dashboard: str | None
+    """Address of the cluster's dashboard, None where it has none."""
+
+
+def ray_job() -> RayJob:
+    """The Ray job of this process, which is connected to a cluster."""
+    import ray
+    from ray._private.worker import get_dashboard_url
+
+    return RayJob(ray.get_runtime_context().get_job_id(), get_dashboard_url() or None)  # type: ignore[no-untyped-call]
+
+
 def commit() -> str | None:
     """Git commit of the checkout that this package comes from, `+dirty` appended where it has changes; None outside one."""
     if (sent := submission()) is not None:

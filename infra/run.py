@@ -31,7 +31,8 @@ from kinetok.infra.job import Job, Tracking
 from kinetok.infra.job_run import RUNS, JobRun, StageRun, Status
 from kinetok.infra.plan import Step, check_inputs, input_info, plan
 from kinetok.infra.progress import Board, Row
-from kinetok.infra.provenance import commit, environment, submission
+from kinetok.infra.provenance import RayJob, commit, environment, ray_job, submission
+from kinetok.infra.secrets import redact
 from kinetok.infra.stage import StageContext
 from kinetok.infra.storage import Folder
 
@@ -94,7 +95,7 @@ class _Runner:
         self.running: dict[str, threading.Event] = {}
         """Stop events of the stages under way."""
         self.artifacts = {step.name: step.artifact for step in steps if step.artifact is not None}
-        self.events: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[_Ended | RayJob | None] = queue.SimpleQueue()
         """None: the run was asked to stop."""
         self.cancelled = False
         self.cpus = math.inf if os.environ.get("RAY_ADDRESS") else float(os.cpu_count() or 1)
@@ -181,7 +182,10 @@ class _Runner:
         else:
             self._end(step.name, "cached")
 
-    def _handle(self, event: _Ended | None) -> None:
+    def _handle(self, event: _Ended | RayJob | None) -> None:
+        if isinstance(event, RayJob):
+            self._update(ray_job=event.id, dashboard=event.dashboard)
+            return
         if event is None:
             self.cancelled = True
             for stop in self.running.values():
@@ -241,11 +245,11 @@ class _Runner:
             artifact, built = self._obtain(step, stop)
             ended = _Ended(step.name, artifact, built)
         except KinetokError as error:
-            ended = _Ended(step.name, error=str(error))
+            ended = _Ended(step.name, error=redact(str(error)))
         except BaseException:  # noqa: BLE001
             # A stage is anybody's code: whatever it raises (a panic of a Rust library is no Exception) must fail this stage alone, and be
             # told whole; a thread that ended without a word would keep the run waiting for ever.
-            ended = _Ended(step.name, error=traceback.format_exc())
+            ended = _Ended(step.name, error=redact(traceback.format_exc()))
         self.events.put(ended)
 
     def _obtain(self, step: Step, stop: threading.Event) -> tuple[Artifact, bool]:
@@ -312,6 +316,7 @@ class _Runner:
             self.board.rows[step.name].note = "starts Ray"
             start_ray(custom=_custom(self.steps.values()))
             self.board.rows[step.name].note = ""
+        self.events.put(ray_job())
         capacity.require({step.name: step.stage.asks(step.resources)})
 
 
@@ -341,13 +346,16 @@ class _Mirror:
         from kinetok.infra.tracking import mirror
 
         assert self.tracking is not None
-        told = last = False
+        told = known = last = False
         while not last:
             self.changed.wait(MIRROR_SECONDS)
             self.changed.clear()
             last = self.closed.is_set()
             try:
-                mirror(self.store, self.run_id, self.tracking.uri, self.tracking.experiment)
+                place = mirror(self.store, self.run_id, self.tracking.uri, self.tracking.experiment)
+                if not known:
+                    self.board.say(f"MLflow: {place}")
+                known = True
             except KinetokError as error:
                 if not told:
                     self.board.say(f"the job goes on without MLflow: {error}")

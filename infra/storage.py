@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import IO
 
 from kinetok.infra import s3
-from kinetok.infra.errors import StoreError
+from kinetok.infra.errors import ConfigError, StoreError
 from kinetok.infra.read_ahead import ReadAhead
 from kinetok.infra.s3 import Found
+from kinetok.infra.secrets import in_address, redact
 
 _TEMPORARY = ".tmp-"
 _LOCK = ".flock"
@@ -43,6 +44,8 @@ class Folder:
 
     def __post_init__(self) -> None:
         text = os.fspath(self.url)
+        if in_address(text):
+            raise ConfigError(f"{redact(text)} holds a login or a signature, which records would show: give it in the environment (AWS_*)")
         if "://" not in text:
             text = os.path.abspath(os.path.expanduser(text))
         elif text.startswith("file://"):

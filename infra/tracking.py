@@ -22,6 +22,7 @@ from kinetok.infra.job_run import RUNS, JobRun, StageRun
 from kinetok.infra.metrics_log import Line, read_metrics
 from kinetok.infra.mlflow_store import TrackingDown, connect, experiment_id, resolve, ui
 from kinetok.infra.registry import Place, log_artifact, log_report, metric_name, milliseconds
+from kinetok.infra.secrets import redact
 from kinetok.infra.storage import Folder
 
 if TYPE_CHECKING:
@@ -55,12 +56,15 @@ class _Mirror:
         return Place(self.client, self.experiment, str(self.known[stage].info.run_id))
 
 
-def mirror(store: Store, run_id: str, uri: str | None, experiment: str) -> None:
-    """Bring MLflow up to the files of one job run. Repeating it changes nothing; raises TrackingDown when MLflow does not answer."""
+def mirror(store: Store, run_id: str, uri: str | None, experiment: str) -> str:
+    """Bring MLflow up to the files of one job run, and say where it stands there. Repeating it changes nothing.
+
+    Raises TrackingDown when MLflow does not answer.
+    """
     run = _read_run(store, run_id)
     if run.ended is None and run.host == socket.gethostname():
         machine.sample(store.root / RUNS / run_id)
-    _replay(store, run, resolve(store, uri), experiment)
+    return _replay(store, run, resolve(store, uri), experiment)
 
 
 def sync(store: Store, uri: str | None, experiment: str) -> list[str]:
@@ -103,7 +107,7 @@ def _read_run(store: Store, run_id: str) -> JobRun:
         raise StoreError(f"{store.root}/{RUNS}/{run_id}.json is no job run ({error}); delete the file to leave that run out") from error
 
 
-def _replay(store: Store, run: JobRun, uri: str, experiment: str) -> None:
+def _replay(store: Store, run: JobRun, uri: str, experiment: str) -> str:
     with connect(store, uri) as client, _alone(store):
         number = experiment_id(client, store, uri, experiment)
         found = client.search_runs([number], f"tags.`kinetok.run` = '{run.run_id}'", max_results=1000)
@@ -115,8 +119,10 @@ def _replay(store: Store, run: JobRun, uri: str, experiment: str) -> None:
         _describe(work)
         if run.ended is not None:
             _close_parent(work)
-            marker = {"uri": uri.rsplit("@", 1)[-1], "experiment": experiment}
+            marker = {"uri": redact(uri), "experiment": experiment}
             (store.root / RUNS / run.run_id).write_text(MARKER, json.dumps(marker))
+        place = f"experiments/{number}/runs/{work.place('').run_id}"
+        return f"{redact(uri)}/#/{place}" if uri.startswith("http") else f"{place} of {redact(uri)}"
 
 
 @contextmanager
@@ -150,8 +156,17 @@ def _close_parent(work: _Mirror) -> None:
 def _describe(work: _Mirror) -> None:
     """The stages as a table in the parent's description, which the MLflow UI shows first."""
     rows = [f"| {name} | {stage.kind} | {stage.status} | `{stage.key}` |" for name, stage in work.run.stages.items()]
-    text = "\n".join(["| stage | kind | status | key |", "|---|---|---|---|", *rows])
-    work.client.set_tag(work.place("").run_id, "mlflow.note.content", text)
+    links = {name: value for name, value in _ray_tags(work.run).items() if value}
+    told = [f"\nRay: {', '.join(f'{name} {value}' for name, value in links.items())}"] if links else []
+    text = "\n".join(["| stage | kind | status | key |", "|---|---|---|---|", *rows, *told])
+    for name, value in {"mlflow.note.content": text, **links}.items():
+        work.client.set_tag(work.place("").run_id, name, value)
+
+
+def _ray_tags(run: JobRun) -> dict[str, str | None]:
+    """The way from the MLflow run to the Ray job."""
+    page = f"http://{run.dashboard}/#/jobs/{run.submission or run.ray_job}" if run.dashboard else None
+    return {"ray.job_id": run.ray_job, "ray.submission_id": run.submission, "ray.dashboard": page}
 
 
 def _mirror_stage(work: _Mirror, name: str, stage: StageRun) -> None:

@@ -94,7 +94,7 @@ def _pretrained(config: TextConfig, path: str) -> "tuple[PreTrainedTokenizerBase
     """The encoder half of what is saved at `path`; weights are read from safetensors alone, never unpickled."""
     from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
 
-    found = AutoConfig.from_pretrained(path)
+    found = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if found.model_type not in MODEL_TYPES[config.encoder]:
         raise ValueError(f"{path} is a {found.model_type} model, not {config.encoder}: name another path or encoder")
     family = CLIPTextModel if config.encoder == "clip" else AutoModelForTextEncoding
@@ -102,4 +102,4 @@ def _pretrained(config: TextConfig, path: str) -> "tuple[PreTrainedTokenizerBase
     positions = getattr(model.config, "max_position_embeddings", config.max_tokens)
     if config.max_tokens > positions:
         raise ValueError(f"max_tokens: {path} reads {positions} tokens at most, {config.max_tokens} are asked for")
-    return AutoTokenizer.from_pretrained(path), model
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False), model

@@ -13,6 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from kinetok.infra.artifact import Artifact, Store
 from kinetok.infra.errors import ConfigError, StoreError
 from kinetok.infra.storage import Folder
@@ -20,6 +22,7 @@ from kinetok.infra.storage import Folder
 if TYPE_CHECKING:
     from kinetok.llm.dit import VideoDiT
     from kinetok.llm.divot.model import DivotLM
+    from kinetok.pipelines.data.language_feed import LanguageSpec
     from kinetok.tokenizers.base import LowerStage, Tokenizer
 
 CONFIG = "config.json"
@@ -83,6 +86,13 @@ def open_language(artifact: Artifact) -> "DivotLM":
         return DivotLM.from_pretrained(local)
 
 
+def language_spec(artifact: Artifact) -> "LanguageSpec":
+    """Whose tokens the Divot-LLM of an artifact reads and writes."""
+    from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec
+
+    return LanguageSpec.model_validate_json((artifact.folder / MODEL).read_bytes(LANGUAGE_FILE))
+
+
 def growable(model: "Tokenizer") -> "LowerStage":
     """`model`, where others can be grown upon it; ConfigError with the reason where they cannot."""
     from kinetok.tokenizers.base import lower_stage
@@ -112,8 +122,8 @@ def _open_local(folder: str | Path) -> "Tokenizer":
 
     try:
         return load_local(folder)
-    except ValueError as error:
-        raise StoreError(str(error)) from error
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise StoreError(f"{folder} holds no model that can be loaded: {error}") from error
 
 
 def _from_hub(name: str) -> Folder:

@@ -72,7 +72,7 @@ class Vocabulary:
         """The vocabulary of a language model, by folder or hub id."""
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(path))
+        return cls(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
 
     @classmethod
     def of_bytes(cls) -> Self:

@@ -12,6 +12,7 @@ Legend: B clips, C channels, T H W frames, rows, columns, N images.
 import re
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file
@@ -122,7 +123,10 @@ def _differences(ours: Weights, found: Weights) -> list[str]:
 def _read(file: Path) -> Weights:
     if file.suffix == ".safetensors":
         return load_file(file)
-    state: Weights = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        state: Weights = torch.load(file, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{file} holds more than tensors, or is damaged: it is not loaded ({str(error).splitlines()[0]})") from error
     return state
 
 

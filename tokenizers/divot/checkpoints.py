@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Self, TypeAlias
 
 import torch
@@ -50,6 +51,9 @@ SCHEDULE_BUFFERS = (
 IGNORED_IN_TOKENIZER = ("vit_model.",)
 IGNORED_IN_DETOKENIZER = ("video_tokenizer.",)
 """Prefixes that may be in a file and are not read."""
+
+DYNAMICRAFTER = "model.diffusion_model."
+"""Prefix of the U-Net in DynamiCrafter's checkpoints, whose names are those of Divot."""
 
 TEMPORAL: Rules = (
     (r"^position_TD$", "positional_embedding"),
@@ -251,12 +255,29 @@ def load_detokenizer(detokenizer: Detokenizer, autoencoder: FrameVAE, state: Sta
     return load_official(parts, buffers, IGNORED_IN_DETOKENIZER)
 
 
+def load_dynamicrafter(unet: VideoUNet, file: str | Path) -> LoadReport:
+    """Load DynamiCrafter's U-Net; ValueError where it does not fit. Of its first kernel, the channels of the image beside are left out."""
+    state = {name.removeprefix(DYNAMICRAFTER): tensor for name, tensor in read_state(file).items() if name.startswith(DYNAMICRAFTER)}
+    first = official_names(unet)["from_latent.weight"]
+    if first in state:
+        state[first] = state[first][:, : unet.config.z]
+    return load_official({"": unet}, state)
+
+
 def read_state(file: str | Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file or in what `torch.save` wrote, on the CPU; ValueError where it holds anything else."""
+    """The tensors in a safetensors file or in what `torch.save` wrote, on the CPU; ValueError where it holds anything else.
+
+    Of a checkpoint of a training, those of its `state_dict`.
+    """
     path = Path(file)
     if path.suffix == ".safetensors":
         return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{path} holds more than tensors, or is damaged: it is not loaded ({str(error).splitlines()[0]})") from error
+    if isinstance(state, Mapping):
+        state = state.get("state_dict", state)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no plain mapping of names to tensors")
     return dict(state)
