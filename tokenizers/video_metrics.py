@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinetok.tokenizers.divot.vit import CLIP_MEAN, CLIP_STD
@@ -33,15 +33,17 @@ class ClipSim:
         from transformers import AutoTokenizer, CLIPModel
 
         self.device = device or torch.device("cpu")
-        self.model = CLIPModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32).to(self.device).eval()
+        model = CLIPModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
+        self.edge = model.config.vision_config.image_size
+        self.length = model.config.text_config.max_position_embeddings
+        self.model = nn.Module.to(model, self.device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
 
     @torch.no_grad()
     def __call__(self, video_BCTHW: Tensor, captions: Sequence[str]) -> Tensor:
         """Mean cosine of the frames of each video in [-1, 1] with its caption, (B,)."""
-        edge, length = self.model.config.vision_config.image_size, self.model.config.text_config.max_position_embeddings
-        text = self.tokenizer(list(captions), padding=True, truncation=True, max_length=length, return_tensors="pt").to(self.device)
-        frames_FCHW = clip_pixels(video_BCTHW.to(self.device).transpose(1, 2).flatten(0, 1), edge)
+        text = self.tokenizer(list(captions), padding=True, truncation=True, max_length=self.length, return_tensors="pt").to(self.device)
+        frames_FCHW = clip_pixels(video_BCTHW.to(self.device).transpose(1, 2).flatten(0, 1), self.edge)
         embedded = self.model(**text, pixel_values=frames_FCHW)
         frame_BTD = torch.unflatten(F.normalize(embedded.image_embeds, dim=-1), 0, (len(captions), -1))
         text_BD = F.normalize(embedded.text_embeds, dim=-1)
@@ -69,7 +71,7 @@ class I3D:
         if not Path(file).is_file():
             raise ValueError(f"{file} is no file here: FVD needs I3D as TorchScript")
         try:
-            self.model = torch.jit.load(str(file), map_location=self.device).eval()
+            self.model = torch.jit.load(str(file), map_location=self.device).eval()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             raise ValueError(f"{file} is no TorchScript file: {error}") from error
 

@@ -45,7 +45,7 @@ def shown(model: DivotTokenizer, clips: Clips, resources: Resources, sampler: Sa
     work = _Work(model.to(device).eval(), sampler, seed, device)
     arithmetic = STORED[resources.dtype]
     with torch.no_grad(), torch.autocast(device.type, dtype=arithmetic, enabled=arithmetic != torch.float32):
-        tokens = {}
+        tokens: dict[int, Tensor] = {}
         for rows, video_BCTHW in clips.batches():
             tokens |= dict(zip(rows, model.encode(video_BCTHW.to(device)).values.cpu(), strict=True))
         order = list(tokens)
