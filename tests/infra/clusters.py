@@ -1,11 +1,19 @@
 """Ray clusters of several nodes on this machine, and a line to them that loses connections."""
 
+import json
+import os
 import re
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+
+import psutil
 
 STORE_BYTES = 80 << 20
 
@@ -106,3 +114,70 @@ def _close(*sockets: socket.socket) -> None:
         with suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
         sock.close()
+
+
+BRIDGE, NETWORK = "kinetok0", "10.77.0"
+
+
+@contextmanager
+def namespaces(nodes: Sequence[Mapping[str, float]]) -> Iterator[Running]:
+    """The same as `cluster`, each node in a network namespace of its own, with an address of its own on a bridge of this machine.
+
+    Wants root and iproute2. The nodes share the disk, as they would a network file system.
+    """
+    places = [f"kinetok{number}" for number in range(1, len(nodes) + 2)]
+    with tempfile.TemporaryDirectory(prefix="kn", dir="/tmp") as folder, ExitStack() as undo:
+        _ip(f"link add {BRIDGE} type bridge")
+        undo.callback(_ip, f"link del {BRIDGE}")
+        _ip(f"addr add {NETWORK}.254/24 dev {BRIDGE}")
+        _ip(f"link set {BRIDGE} up")
+        for number, place in enumerate(places, 1):
+            _ip(f"netns add {place}")
+            undo.callback(_ip, f"netns del {place}")
+            _ip(f"link add {place}v type veth peer name eth0 netns {place}")
+            _ip(f"link set {place}v master {BRIDGE} up")
+            _ip(f"-n {place} addr add {NETWORK}.{number}/24 dev eth0")
+            _ip(f"-n {place} link set eth0 up")
+            _ip(f"-n {place} link set lo up")
+            _ip(f"-n {place} route add default via {NETWORK}.254")
+        address = f"{NETWORK}.1"
+        head = ["--head", "--port=6379", "--num-cpus=0", f"--dashboard-host={address}", f"--temp-dir={folder}"]
+        undo.enter_context(_started(places[0], [*head, f"--node-ip-address={address}"]))
+        dashboard = f"http://{address}:8265"
+        _await(dashboard)
+        for number, node in enumerate(nodes, 2):
+            custom = json.dumps({name: amount for name, amount in node.items() if name != "CPU"})
+            joins = [f"--address={address}:6379", f"--num-cpus={node['CPU']:g}", f"--resources={custom}"]
+            undo.enter_context(_started(places[number - 1], [*joins, f"--node-ip-address={NETWORK}.{number}"]))
+        yield Running(f"{address}:6379", dashboard)
+
+
+def _ip(command: str) -> None:
+    subprocess.run(["ip", *command.split()], check=True)
+
+
+@contextmanager
+def _started(place: str, options: Sequence[str]) -> Iterator[None]:
+    """`ray start` in a namespace; its processes are gone afterwards."""
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--object-store-memory={STORE_BYTES}"]
+    # Gloo would take the address that the machine's name leads to, which no namespace has.
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "GLOO_SOCKET_IFNAME": "eth0"}
+    process = subprocess.Popen(["ip", "netns", "exec", place, *ray, *options], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        mine = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        process.wait()
+        for child in mine:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def _await(url: str) -> None:
+    """Wait until something answers there."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    while True:
+        with suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+            return
+        time.sleep(0.2)
