@@ -20,6 +20,7 @@ from kinetok.pipelines.stages.text import Text
 from kinetok.pipelines.stages.train import Train
 from kinetok.tokenizers.divot.tokenizer import DivotConfig
 from kinetok.tokenizers.divot.training import DivotObjective
+from kinetok.tokenizers.divot.unet_training import UNetObjective
 
 if TYPE_CHECKING:
     from kinetok.infra.job import Job
@@ -128,7 +129,11 @@ def _tokenizer_training(stage: Train, stages: Stages, resources: "Resources") ->
     """How a tokenizer's trainable is made, and one micro-batch of what it is trained from."""
     from kinetok.tokenizers import catalog
 
-    batch = _cached(stage, stages, resources) if isinstance(stage.objective, DivotObjective) else _clips(stage, stages, resources)
+    batch = (
+        _cached(stage, stages, resources)
+        if isinstance(stage.objective, DivotObjective | UNetObjective)
+        else _clips(stage, stages, resources)
+    )
     return lambda: catalog.trainable(_build(stage, stages), stage.objective), batch
 
 
@@ -147,6 +152,10 @@ def _cached(stage: Train, stages: Stages, resources: "Resources") -> "Batch":
         assert isinstance(model, DivotTokenizer)
         config, (steps, rows, columns) = model.config, model.latent_size
         batch = {"latent_BTZhw": torch.empty(samples, steps, config.detokenizer.unet.z, rows, columns)}
+        if stage.text is not None:
+            text = stages[stage.text]
+            assert isinstance(text, Text)
+            batch |= {"text_BLE": torch.empty(samples, text.text.max_tokens, config.detokenizer.unet.context)}
         if stage.tokens is not None:
             return batch | {"token_BND": torch.empty(samples, config.encoder.tokens, config.encoder.token_width)}
         return batch | {"vit_BTND": torch.empty(samples, config.encoder.frames, config.vit.patches, config.vit.width)}

@@ -201,6 +201,10 @@ class Tokenizer(nn.Module, ABC):
         """sha256 over all weights that decide the tokens, frozen ones below included."""
         return weights_digest(self)
 
+    def identity(self) -> str:
+        """sha256 over all weights there are: two models of equal tokens may decode them differently."""
+        return self.digest()
+
 
 class LowerStage(Tokenizer):
     """A tokenizer that another can be grown upon once it is frozen (docs/architecture.md, "Growing").

@@ -20,6 +20,7 @@ from kinetok.tokenizers.causal.training import ReconstructionObjective, RungTrai
 from kinetok.tokenizers.divot.frame_vae import FrameVAE
 from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 from kinetok.tokenizers.divot.training import DivotObjective, DivotTrainable
+from kinetok.tokenizers.divot.unet_training import UNetObjective, UNetTrainable
 from kinetok.tokenizers.pretrained.base import CLASS_KEY, Pretrained
 from kinetok.tokenizers.pretrained.cogvideox import CogVideoXTokenizer
 from kinetok.tokenizers.pretrained.cosmos import CosmosTokenizer
@@ -39,21 +40,24 @@ else:
     TokenizerConfig = Annotated[reduce(or_, (model.config_class for model in TOKENIZERS)), Field(discriminator="kind")]
 """What a job file may say under `model:`."""
 
-RECONSTRUCTION, DIVOT = "reconstruction", "divot"
+RECONSTRUCTION = "reconstruction"
 
 
 def _objective_kind(given: object) -> str:
     """The kind that an objective names; one that names none is for reconstruction, of which alone there used to be jobs."""
     if isinstance(given, dict):
         return str(given.get("kind", RECONSTRUCTION))
-    return DIVOT if isinstance(given, DivotObjective) else RECONSTRUCTION
+    return given.kind if isinstance(given, DivotObjective | UNetObjective) else RECONSTRUCTION
 
 
 if TYPE_CHECKING:
-    ObjectiveConfig: TypeAlias = ReconstructionObjective | DivotObjective
+    ObjectiveConfig: TypeAlias = ReconstructionObjective | DivotObjective | UNetObjective
 else:
     ObjectiveConfig = Annotated[
-        Annotated[ReconstructionObjective, Tag(RECONSTRUCTION)] | Annotated[DivotObjective, Tag(DIVOT)], Discriminator(_objective_kind)
+        Annotated[ReconstructionObjective, Tag(RECONSTRUCTION)]
+        | Annotated[DivotObjective, Tag("divot")]
+        | Annotated[UNetObjective, Tag("divot_unet")],
+        Discriminator(_objective_kind),
     ]
 """What a job file may say under `objective:`."""
 
@@ -69,9 +73,11 @@ def load(folder: str | Path) -> Tokenizer:
     if not file.is_file():
         raise ValueError(f"{folder} holds no {CONFIG_FILE}: save_pretrained writes one beside the weights")
     about = json.loads(file.read_text())
+    if not isinstance(about, dict):
+        raise ValueError(f"{file} holds no settings of a model")
     if CLASS_KEY in about:
-        return adapter_of(about[CLASS_KEY]).from_pretrained(folder)
-    kind = about.get("kind")
+        return adapter_of(str(about[CLASS_KEY])).from_pretrained(folder)
+    kind = str(about.get("kind"))
     if kind not in BY_KIND:
         raise ValueError(f"{file} is of kind {kind!r}, known kinds are {sorted(BY_KIND)}")
     return BY_KIND[kind].from_pretrained(folder)
@@ -84,10 +90,12 @@ def adapter_of(class_name: str) -> type[Pretrained]:
     return BY_CLASS[class_name]
 
 
-def trainable(model: Tokenizer, objective: Config) -> RungTrainable | DivotTrainable:
+def trainable(model: Tokenizer, objective: Config) -> RungTrainable | DivotTrainable | UNetTrainable:
     """What `kinetok.infra.training.fit` needs to train `model`."""
     if isinstance(model, Rung) and isinstance(objective, ReconstructionObjective):
         return RungTrainable(model, objective)
     if isinstance(model, DivotTokenizer) and isinstance(objective, DivotObjective):
         return DivotTrainable(model, objective)
+    if isinstance(model, DivotTokenizer) and isinstance(objective, UNetObjective):
+        return UNetTrainable(model, objective)
     raise ValueError(f"a {model.config.kind!r} model is not trained by a {type(objective).__name__}")

@@ -4,7 +4,7 @@ Sample p is the same clip with the same seed whatever is cached (contract 5), in
 tokens, no pixel is read. Tensors stay in the type they are stored in; the trainable widens them on its device. Not covered: what the
 caches are made by (`stages/encode.py`, `stages/vit.py`).
 
-Legend: B clips, T frames seen or latent steps, Z h w latents, N patches or tokens, D width.
+Legend: B clips, T frames seen or latent steps, Z h w latents, N patches or tokens, D width, L text tokens, E text width.
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,11 @@ from kinetok.infra.artifact import Artifact
 from kinetok.infra.training import Batch
 from kinetok.pipelines.data.feed import OrderedClips
 from kinetok.pipelines.data.positions import Split, by_position, require_batch
+from kinetok.pipelines.data.text_shards import TextShards
 from kinetok.pipelines.data.token_shards import TOKENS as STORED
-from kinetok.pipelines.data.token_shards import TokenShards
+from kinetok.pipelines.data.token_shards import Shards, TokenShards
 
-LATENTS, FEATURES, TOKENS = "latents", "features", "tokens"
+LATENTS, FEATURES, TOKENS, TEXT = "latents", "features", "tokens", "text"
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class DivotCaches:
     """Of the frozen vision transformer."""
     tokens: Artifact | None = None
     """In place of features: encoded, or drawn by a language model."""
+    text: Artifact | None = None
+    """Embeddings of the captions, which are never made on the fly."""
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
         """Those that are there, by name."""
-        named = {LATENTS: self.latents, FEATURES: self.features, TOKENS: self.tokens}
+        named = {LATENTS: self.latents, FEATURES: self.features, TOKENS: self.tokens, TEXT: self.text}
         return {name: artifact for name, artifact in named.items() if artifact is not None}
 
 
@@ -45,8 +48,9 @@ class DivotCaches:
 class DivotFeed:
     """The samples of one split in endless seeded order; a `kinetok.infra.training.Feed`.
 
-    Batches hold `seed_B` (int64), `latent_BTZhw` where latents are cached, `token_BND` or `vit_BTND` where tokens or features are, and
-    `video_BTHWC` (uint8) where anything has to be made of pixels. Raises DataError on an empty split, or one too small to train on.
+    Batches hold `seed_B` (int64), `latent_BTZhw` where latents are cached, `token_BND` or `vit_BTND` where tokens or features are,
+    `text_BLE` (float32, zero after a caption's tokens) with text, and `video_BTHWC` (uint8) where anything has to be made of pixels.
+    Raises DataError on an empty split, or one too small to train on.
     """
 
     clips: Artifact
@@ -76,6 +80,8 @@ class DivotFeed:
             batch["token_BND"] = self._stored(TOKENS, rows)
         elif FEATURES in found:
             batch["vit_BTND"] = self._stored(FEATURES, rows)
+        if TEXT in found:
+            batch["text_BLE"] = self._text(rows)
         if LATENTS not in found or not {TOKENS, FEATURES} & found.keys():
             batch["video_BTHWC"] = opened.videos(rows)
         return batch
@@ -83,9 +89,17 @@ class DivotFeed:
     def _stored(self, name: str, rows: list[int]) -> torch.Tensor:
         return torch.stack([item[STORED] for item in self._opened.cached(name, rows)])
 
+    def _text(self, rows: list[int]) -> torch.Tensor:
+        shards, places = self._opened.caches[TEXT], self._opened.places[TEXT]
+        assert isinstance(shards, TextShards)
+        return torch.stack([shards.embeddings(int(places[row]))[0] for row in rows])
+
     @cached_property
     def _opened(self) -> OrderedClips:
-        shards = {name: TokenShards.open(artifact) for name, artifact in self.caches.artifacts.items()}
+        shards: dict[str, Shards] = {
+            name: TextShards.open(artifact) if name == TEXT else TokenShards.open(artifact)
+            for name, artifact in self.caches.artifacts.items()
+        }
         return OrderedClips(self.clips, self.split, self.seed, shards)
 
     def __reduce__(self) -> tuple[type["DivotFeed"], tuple[object, ...]]:

@@ -24,7 +24,7 @@ from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.order import Order, sample_seed
 from kinetok.pipelines.data.positions import Split, by_position, require_batch
 from kinetok.pipelines.data.reasons import BadVideo
-from kinetok.pipelines.data.token_shards import SHARDS_HELD, TokenShards
+from kinetok.pipelines.data.token_shards import SHARDS_HELD, Shards, TokenShards
 
 FEATURES = "features"
 
@@ -77,10 +77,10 @@ class ClipFeed:
 class OrderedClips:
     """The files behind a feed, in one process: the clips of one split that every cache has, in the order of training."""
 
-    def __init__(self, clips: Artifact, split: Split, seed: int, caches: Mapping[str, TokenShards]) -> None:
+    def __init__(self, clips: Artifact, split: Split, seed: int, caches: Mapping[str, Shards]) -> None:
         self.index, self.seed, self.caches = ClipIndex.open(clips), seed, caches
         for name, shards in caches.items():
-            if shards.spec.recipe != self.index.recipe:
+            if isinstance(shards, TokenShards) and shards.spec.recipe != self.index.recipe:
                 raise ContractError(
                     f"the {name} were made of other pixels: recipe {shards.spec.recipe}, the clips have {self.index.recipe}"
                 )

@@ -2,12 +2,13 @@
 
 | stage | `start` | `lower` | features | tokens | latents |
 |---|---|---|---|---|---|
-| joint | | the autoencoder | `vit` | | `encode` of the autoencoder |
+| U-Net | | the autoencoder | `vit` | `text` instead | `encode` of the autoencoder |
+| joint | of the U-Net, or none | the autoencoder, without start | `vit` | | the same |
 | refine | of joint | | `vit`, or none with tokens | `encode` of joint | the same |
 | adapt | of refine | | | `write` | the same |
 
-A joint training begins with the statistics of some of its clips (`kinetok.tokenizers.divot.statistics`), measured by the driver. Not
-covered: what is learnt (`kinetok.tokenizers.divot.training`), batches (`data/divot_feed.py`).
+The training of a new model begins with the statistics of some of its clips (`kinetok.tokenizers.divot.statistics`), measured by the driver.
+Not covered: what is learnt (`kinetok.tokenizers.divot.training`, `unet_training`), batches (`data/divot_feed.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from kinetok.pipelines.stages.clips import Clips
 from kinetok.pipelines.stages.vit import Vit
 from kinetok.tokenizers.divot.tokenizer import DivotConfig
 from kinetok.tokenizers.divot.training import ADAPT, JOINT, DivotObjective
+from kinetok.tokenizers.divot.unet_training import UNetObjective
 
 if TYPE_CHECKING:
     from kinetok.infra.training import Feed, Trainable
@@ -39,8 +41,10 @@ def divot_problems(stage: "Train", stages: Mapping[str, Stage]) -> Iterator[str]
     from kinetok.pipelines.stages.train import config_of
 
     objective, config = stage.objective, config_of(stage, stages)
-    assert isinstance(objective, DivotObjective)
-    yield from _of_stage(stage, objective.stage)
+    if isinstance(objective, DivotObjective):
+        yield from _of_stage(stage, objective.stage)
+    elif stage.text is None:
+        yield "text: is missing; the U-Net learns from captions and frames before it learns from tokens"
     clips, features = stages[stage.data], stages.get(stage.features or "")
     if not isinstance(config, DivotConfig):
         return
@@ -52,6 +56,8 @@ def divot_problems(stage: "Train", stages: Mapping[str, Stage]) -> Iterator[str]
 
 def _of_stage(stage: "Train", name: str) -> Iterator[str]:
     """Inputs that a stage of the training has no use for, or lacks."""
+    if stage.text is not None:
+        yield f"text: {name} learns from tokens; captions are for an objective of kind divot_unet"
     if name == JOINT and stage.tokens is not None:
         yield "tokens: the joint stage learns to make them; name features, or leave both out"
     if name != JOINT and stage.start is None:
@@ -63,20 +69,20 @@ def _of_stage(stage: "Train", name: str) -> Iterator[str]:
 
 
 def divot_work(
-    source: "Source", objective: DivotObjective, ctx: StageContext, seed: int
+    source: "Source", objective: DivotObjective | UNetObjective, ctx: StageContext, seed: int
 ) -> "tuple[Callable[[], Trainable], Callable[[Split], Feed]]":
     """What builds the model in every worker, and its feeds by split. Raises ContractError where a cache is of something else."""
     from kinetok.pipelines.data.divot_feed import DivotCaches, DivotFeed
 
     model, clips = _divot(source), ctx.input("data")
-    caches = DivotCaches(*(ctx.optional(name) for name in ("latents", "features", "tokens")))
+    caches = DivotCaches(*(ctx.optional(name) for name in ("latents", "features", "tokens", "text")))
     _require_contract(caches, model, clips)
 
     def feed(split: "Split") -> DivotFeed:
         return DivotFeed(clips, split, seed, caches, ctx.resources.loaders)
 
     statistics = None
-    if objective.stage == JOINT and source.start is None:
+    if source.start is None:
         ctx.progress(note="measuring features and latents")
         statistics = measured(model, feed("train"), ctx.resources.batch_size)
     return partial(build_divot, source, objective, statistics), feed
@@ -93,7 +99,7 @@ def measured(model: "DivotTokenizer", feed: "DivotFeed", batch: int) -> "Statist
         raise DataError(f"the latents of {feed.clips.name} cannot be normalised: {error}") from error
 
 
-def build_divot(source: "Source", objective: DivotObjective, statistics: "Statistics | None") -> "Trainable":
+def build_divot(source: "Source", objective: DivotObjective | UNetObjective, statistics: "Statistics | None") -> "Trainable":
     """The model with its statistics, as the training loop takes it; called in every worker."""
     from kinetok.tokenizers import catalog
     from kinetok.tokenizers.divot.statistics import give
@@ -124,8 +130,23 @@ def _require_contract(caches: "DivotCaches", model: "DivotTokenizer", clips: Art
     from kinetok.pipelines.data.token_shards import TokenShards, require_spec
     from kinetok.tokenizers.divot.vit import ClipFeatures
 
+    if caches.text is not None:
+        _require_text(caches.text, model, clips)
     features = ClipFeatures(model.vit, model.config.encoder.frames)
     for cache, writer in ((caches.latents, model.lower), (caches.features, features), (caches.tokens, model)):
         if cache is not None:
             require_spec(TokenShards.open(cache).spec, writer.spec())
             require_same_clips(cache, clips)
+
+
+def _require_text(text: Artifact, model: "DivotTokenizer", clips: Artifact) -> None:
+    """Refuse captions of other clips, and embeddings that the U-Net cannot take beside an image."""
+    from kinetok.pipelines.data.text_shards import TextShards
+
+    require_same_clips(text, clips)
+    spec, unet = TextShards.open(text).spec, model.config.detokenizer.unet
+    if spec.width != unet.context or unet.split not in (None, spec.text.max_tokens):
+        needed = f"{unet.split or 'any number of'} tokens of {unet.context} numbers"
+        raise ContractError(
+            f"{text.name} holds {spec.text.max_tokens} tokens of {spec.width} numbers; the context of the U-Net is {needed}"
+        )

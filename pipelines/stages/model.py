@@ -27,11 +27,11 @@ class Model(Stage):
         return {}
 
     def facts(self) -> Mapping[str, Plain]:
-        """Config and weights digest of what is at `where` now. Raises StoreError where there is no model."""
+        """Config and identity of what is at `where` now. Raises StoreError where there is no model."""
         from kinetok.pipelines.models import load
 
         model = load(self.where)
-        return {"config": model.config.model_dump(mode="json"), "weights": model.spec().weights}
+        return {"config": model.config.model_dump(mode="json"), "weights": model.identity()}
 
     def run(self, ctx: StageContext) -> StageResult:
         """Copy the model. Raises StoreError where it is not the one that was planned with."""

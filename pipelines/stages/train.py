@@ -26,6 +26,7 @@ from kinetok.tokenizers.causal.grown import GrownConfig
 from kinetok.tokenizers.causal.training import ReconstructionObjective
 from kinetok.tokenizers.divot.tokenizer import DivotConfig
 from kinetok.tokenizers.divot.training import DivotObjective
+from kinetok.tokenizers.divot.unet_training import UNetObjective
 
 if TYPE_CHECKING:
     from kinetok.infra.training import Feed, Trainable
@@ -50,6 +51,8 @@ class Train(Stage, FitConfig):
     """Of a divot alone: tokens of the frozen autoencoder below it; None computes them in every step."""
     tokens: Annotated[Ref, Produces("encode", "write")] | None = None
     """Of a divot that refines or adapts alone: tokens of the clips, encoded or drawn by a language model, in place of features."""
+    text: Annotated[Ref, Produces("text")] | None = None
+    """Of a divot's U-Net alone: embeddings of the captions of the same clips."""
     lower: Annotated[Ref, Produces("train", "model")] | None = None
     """The frozen model that a grown one, or a divot, stands on."""
     start: Annotated[Ref, Produces("train", "model")] | None = None
@@ -66,7 +69,7 @@ class Train(Stage, FitConfig):
         yield from (f"objective.{problem}" for problem in self.objective.problems(self.steps))
         yield from self._unmade()
         config = config_of(self, stages)
-        divot = isinstance(self.objective, DivotObjective)
+        divot = isinstance(self.objective, DivotObjective | UNetObjective)
         if config is not None and isinstance(config, DivotConfig) != divot:
             needed = DivotObjective() if isinstance(config, DivotConfig) else ReconstructionObjective()
             yield f"objective.kind: a {config.kind} model is trained by an objective of kind {needed.kind}"
@@ -91,9 +94,9 @@ class Train(Stage, FitConfig):
             yield "objective.adversarial: its weight is found by a backward pass of its own, which ZeRO 3 does not survive; set zero: 2"
         if self.features is not None and self.lower is None:
             yield f"features: {_FEATURES_ALONE}"
-        elif self.features is not None and not isinstance(self.model, GrownConfig):
-            yield f"features: a {self.model.kind if self.model else 'causal'} model is not trained from features; leave them out"
-        for name in ("latents", "tokens"):
+        elif self.features is not None and self.model is not None and not isinstance(self.model, GrownConfig):
+            yield f"features: a {self.model.kind} model is not trained from features; leave them out"
+        for name in ("latents", "tokens", "text"):
             if getattr(self, name) is not None:
                 yield f"{name}: a divot is trained from them, a rung is not; leave {name} out"
 
@@ -126,7 +129,7 @@ class Train(Stage, FitConfig):
         from kinetok.pipelines.stages.divot_training import divot_work, require_same_clips
 
         source = Source(self.model, ctx.optional("lower"), ctx.optional("start"))
-        if isinstance(self.objective, DivotObjective):
+        if isinstance(self.objective, DivotObjective | UNetObjective):
             return divot_work(source, self.objective, ctx, self.seed)
         features = ctx.optional("features")
         if features is not None:
@@ -188,8 +191,8 @@ def config_of(stage: Stage, stages: Mapping[str, Stage]) -> ModelConfig | None:
 def misfits(data: Ref, model: Stage, stages: Mapping[str, Stage]) -> Iterator[str]:
     """A sentence where the clips `data` are no multiple of what `model` needs; nothing is known of a model trained elsewhere."""
     clips, config = stages[data], config_of(model, stages)
-    while isinstance(config, GrownConfig) and isinstance(model, Train):
-        model = stages[model.start or model.lower or ""]
+    while isinstance(config, GrownConfig) and isinstance(model, Train) and (below := model.start or model.lower):
+        model = stages[below]
         config = config_of(model, stages)
     if config is None or config.spatial is None or not isinstance(clips, Clips):
         return

@@ -15,6 +15,7 @@ from kinetok.tokenizers.divot.frame_vae import FrameVAE
 from kinetok.tokenizers.divot.released import frame_autoencoder
 from kinetok.tokenizers.divot.tokenizer import DivotConfig
 from kinetok.tokenizers.divot.training import DivotObjective
+from kinetok.tokenizers.divot.unet_training import UNetObjective
 
 SMALL = {"kind": "causal", "channels": 4, "mult": [1, 1], "strides": [[2, 2]], "blocks": 1, "z": 2, "groups": 2}
 
@@ -116,6 +117,7 @@ def test_a_model_is_trained_by_an_objective_of_its_own_kind() -> None:
     base = build(CausalConfig.model_validate(SMALL))
     divot = build(DivotConfig.model_validate(DIVOT), base)
     assert tuple(trainable(divot, DivotObjective()).players) == DivotObjective.players
+    assert tuple(trainable(divot, UNetObjective()).players) == UNetObjective.players
     for model, objective in ((divot, ReconstructionObjective()), (base, DivotObjective())):
         with pytest.raises(ValueError, match="is not trained by"):
             trainable(model, objective)

@@ -108,6 +108,10 @@ class DivotTokenizer(Tokenizer):
         """sha256 over the weights that decide the tokens: training the de-tokenizer alone leaves cached tokens valid."""
         return hashlib.sha256(f"{self.vit.digest()} {weights_digest(self.encoder)}".encode()).hexdigest()
 
+    def identity(self) -> str:
+        """The de-tokenizer and the autoencoder as well."""
+        return hashlib.sha256(f"{self.digest()} {weights_digest(self.detokenizer)} {self.lower.identity()}".encode()).hexdigest()
+
     @torch.no_grad()
     def encode(self, video_BCTHW: Tensor) -> Tokens:
         """Tokens (B, windows * N, D), float32, of a video (B, 3, T, edge, edge) in [-1, 1]; ValueError on any other shape."""

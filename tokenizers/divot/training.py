@@ -14,7 +14,7 @@ Not published, and chosen here: the Perceiver is there from the start; a dropped
 the published sampler shows the U-Net without a condition. Batches hold `latent_BTZhw` and `vit_BTND`, the cached latents of the
 autoencoder and features of the vision transformer, or, where these are absent, `video_BTHWC` (bytes) to make them from; in the last two
 stages `token_BND`, cached or drawn tokens, takes the place of the features. All that is random about a sample comes from its `seed_B`,
-but for dropout. Not covered: adapting DynamiCrafter's own weights (8 channels to 4), which comes before.
+but for dropout. Not covered: what comes before, adapting DynamiCrafter's U-Net (`unet_training.py`).
 
 Legend: B clips, T Z h w latents, N tokens or patches, D width, C H W pixels.
 """
@@ -143,8 +143,12 @@ class DivotPlayer(nn.Module):
 
 def v_loss(detokenizer: Detokenizer, x_BZThw: Tensor, token_BND: Tensor, noise_BZThw: Tensor, t_B: Tensor) -> Tensor:
     """Mean squared error of v for each clip, (B,), at normalised latents."""
-    v_BZThw = detokenizer(schedule.noisy(x_BZThw, noise_BZThw, t_B), t_B, token_BND)
-    error_BZThw: Tensor = v_BZThw.float() - schedule.velocity(x_BZThw, noise_BZThw, t_B)
+    return v_error(detokenizer(schedule.noisy(x_BZThw, noise_BZThw, t_B), t_B, token_BND), x_BZThw, noise_BZThw, t_B)
+
+
+def v_error(v_BZThw: Tensor, x_BZThw: Tensor, noise_BZThw: Tensor, t_B: Tensor) -> Tensor:
+    """Mean squared error of a predicted v for each clip, (B,), in float32."""
+    error_BZThw = v_BZThw.float() - schedule.velocity(x_BZThw, noise_BZThw, t_B)
     return error_BZThw.square().flatten(1).mean(1)
 
 
@@ -166,20 +170,36 @@ def features(model: DivotTokenizer, batch: Batch) -> Tensor:
     return batch["vit_BTND"].float() if "vit_BTND" in batch else model.vit_features(pixels(batch))
 
 
-class DivotTrainable:
-    """A Divot tokenizer as the training loop takes it."""
+class Exported:
+    """What every trainable of Divot does with its model."""
 
-    def __init__(self, model: DivotTokenizer, objective: DivotObjective) -> None:
+    def __init__(self, model: DivotTokenizer, objective: Config) -> None:
         self.model, self.objective = model, objective
-        self.player = DivotPlayer(model, objective)
-        self.players: Mapping[str, nn.Module] = {DIVOT: self.player}
         self.frozen: Mapping[str, nn.Module] = {"vit": model.vit, "lower": model.lower}
-        if objective.stage != JOINT:
-            self.frozen = {**self.frozen, "encoder": model.encoder.requires_grad_(False).eval()}
 
     def active(self, player: str, step: int) -> bool:
         """The one player always takes part."""
         return True
+
+    def digest(self, module: nn.Module) -> str:
+        """Digest of a frozen module; of the autoencoder, the `weights` that its token shards carry."""
+        return module.digest() if isinstance(module, Tokenizer | FrozenViT) else weights_digest(module)
+
+    def export(self, folder: Path) -> None:
+        """Save the model, its frozen ones included; its card names the loss."""
+        self.model.save_pretrained(folder)
+        (folder / CARD_FILE).write_text(model_card(self.model, self.objective))
+
+
+class DivotTrainable(Exported):
+    """A Divot tokenizer as the training loop takes it."""
+
+    def __init__(self, model: DivotTokenizer, objective: DivotObjective) -> None:
+        super().__init__(model, objective)
+        self.player = DivotPlayer(model, objective)
+        self.players: Mapping[str, nn.Module] = {DIVOT: self.player}
+        if objective.stage != JOINT:
+            self.frozen = {**self.frozen, "encoder": model.encoder.requires_grad_(False).eval()}
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Loss with the clip's tokens and with none, each over `EVALUATION_STEPS` with the clip's own noise, (B,).
@@ -191,12 +211,3 @@ class DivotTrainable:
         token_BND = self.player.tokens(batch)
         conditions = {"v_loss": token_BND, "v_loss_null": self.player.null_tokens().expand_as(token_BND)}
         return {name: mean_v_loss(self.model.detokenizer, x_BZThw, given, noise_BZThw) for name, given in conditions.items()}
-
-    def digest(self, module: nn.Module) -> str:
-        """Digest of a frozen module; of the autoencoder, the `weights` that its token shards carry."""
-        return module.digest() if isinstance(module, Tokenizer | FrozenViT) else weights_digest(module)
-
-    def export(self, folder: Path) -> None:
-        """Save the model, its frozen ones included; its card names the loss."""
-        self.model.save_pretrained(folder)
-        (folder / CARD_FILE).write_text(model_card(self.model, self.objective))

@@ -1,6 +1,5 @@
 """Files as they are released, made of random weights: loaded whole, or refused with what is wrong."""
 
-import pickle
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from kinetok.tokenizers.divot import schedule
-from kinetok.tokenizers.divot.checkpoints import SCHEDULE_BUFFERS, load_tokenizer, official_names, published_state, read_state
+from kinetok.tokenizers.divot.checkpoints import (
+    SCHEDULE_BUFFERS,
+    load_dynamicrafter,
+    load_tokenizer,
+    official_names,
+    published_state,
+    read_state,
+)
 from kinetok.tokenizers.divot.released import frame_autoencoder, open_released
 from kinetok.tokenizers.divot.tokenizer import DivotConfig, DivotTokenizer
 
@@ -69,9 +75,21 @@ def test_another_schedule_is_refused(model: DivotTokenizer, config: DivotConfig,
         open_released(tokenizer, detokenizer, config, frame_autoencoder(32, (1, 2), 1))
 
 
+def test_dynamicrafters_unet_comes_without_the_image_beside_its_latents(model: DivotTokenizer, tmp_path: Path) -> None:
+    unet = model.detokenizer.unet
+    state = {f"model.diffusion_model.{name}": tensor + 1 for name, tensor in published_state({"": unet}).items()}
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    state[first] = torch.cat([state[first], torch.full_like(state[first], 9)], dim=1)
+    torch.save({"state_dict": state | {"cond_stage_model.weight": torch.zeros(1)}, "global_step": 7}, tmp_path / "model.ckpt")
+    wanted = {name: tensor + 1 for name, tensor in unet.state_dict().items()}
+    report = load_dynamicrafter(unet, tmp_path / "model.ckpt")
+    assert report.loaded == len(wanted)
+    torch.testing.assert_close(dict(unet.state_dict()), wanted, rtol=0, atol=0)
+
+
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     torch.save({"weight": Path()}, tmp_path / "bad.bin")
-    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+    with pytest.raises(ValueError, match="holds more than tensors"):
         read_state(tmp_path / "bad.bin")
     torch.save([torch.zeros(1)], tmp_path / "list.bin")
     with pytest.raises(ValueError, match="no plain mapping"):
