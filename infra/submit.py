@@ -172,13 +172,17 @@ class Jobs:
 
     def _patiently(self, ask: Callable[[], T], seconds: float, note: Callable[[str], None] = lambda text: None) -> T:
         """The answer of the head; while it gives none, it is asked again for so long."""
-        since, wait = time.monotonic(), POLL_SECONDS
+        silent, wait = None, POLL_SECONDS
         while True:
+            began = time.monotonic()
             try:
                 with _named_errors(self.address):
                     return ask()
             except ConnectionError as error:
-                if time.monotonic() - since > seconds:
+                now = time.monotonic()
+                if silent is None or now - began > 2 * REQUEST_SECONDS:  # a log that was followed for long had been answered
+                    silent, wait = now, POLL_SECONDS
+                if now - silent > seconds:
                     raise ClusterError(
                         f"{self.address} does not answer: {error}; a job that was sent goes on without this connection: see to the tunnel "
                         "or the address, then `kinetok status`"

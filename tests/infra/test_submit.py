@@ -98,6 +98,22 @@ def test_a_head_that_never_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         Jobs("http://127.0.0.1:1")
 
 
+def test_patience_begins_anew_after_a_connection_that_had_held(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hours of a followed log count for nothing in how long the head has been silent."""
+    clock = iter([0.0, 7200.0, 7201.0, 7202.0, 7203.0, 14000.0, 14001.0])
+    notes: list[str] = []
+    jobs, failures = Jobs("http://head"), iter([True, True, True, False])
+    monkeypatch.setattr(submit, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None))
+
+    def ask() -> str:
+        if next(failures):
+            raise ConnectionError("reset")
+        return "answer"
+
+    assert jobs._patiently(ask, 900.0, notes.append) == "answer"
+    assert len(notes) == 2, "told once for each loss"
+
+
 def test_a_submission_is_found_by_its_start(head: Head) -> None:
     head.jobs = {"kinetok-a-1-1": "ended", "kinetok-a-1-2": "ended", "raysubmit_x": "running"}
     jobs = Jobs("http://head")

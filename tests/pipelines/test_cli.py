@@ -40,7 +40,23 @@ def test_help_imports_nothing_heavy() -> None:
         f"finally: found = set({HEAVY}) & set(sys.modules); assert not found, found"
     )
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    for command in ("plan", "run", "estimate", "budget", "status", "lineage", "verify", "quarantine", "pack", "tokenize", "sync", "ui"):
+    for command in (
+        "plan",
+        "run",
+        "submit",
+        "logs",
+        "cancel",
+        "estimate",
+        "budget",
+        "status",
+        "lineage",
+        "verify",
+        "quarantine",
+        "pack",
+        "tokenize",
+        "sync",
+        "ui",
+    ):
         assert f"\n  {command} " in answer.stdout
 
 
