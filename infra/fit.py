@@ -151,11 +151,11 @@ def fit(
     progress: Progress,
     stop: threading.Event,
 ) -> dict[str, float]:
-    """Train on `resources.workers` Ray Train workers and fill `out` with `model/`, `metrics/` and `training.json`.
+    """Train on `resources.workers` Ray Train workers, or up to `max_workers`, and fill `out` with `model/`, `metrics/`, `training.json`.
 
     Returns the last figures. `build` and the feeds are pickled to the workers. Called again on the same `out` after a kill, it
     continues from the last committed checkpoint, on the present number of workers. Raises ConfigError, DataError or TrainingError
-    with the remedy, Cancelled once `stop` is set. May be called from any thread.
+    with the remedy; Cancelled once `stop` is set and the workers have left a checkpoint. May be called from any thread.
     """
     for workers in worker_counts(resources):
         split(config, resources, workers)

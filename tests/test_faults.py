@@ -1,4 +1,4 @@
-"""A whole job killed with SIGKILL in every kind of stage, then run again, against the same job left alone."""
+"""A whole job killed with SIGKILL, or stopped with SIGTERM, in every kind of stage, then run again, against the same job left alone."""
 
 import json
 import os
@@ -63,14 +63,16 @@ def _finish(job: Path, store: Path) -> None:
     assert process.returncode == 0, errors.decode()[-3000:]
 
 
-def _kill_once(job: Path, store: Path, moment: str) -> None:
-    """Run the job until a file of the pattern lies in the store, and kill its driver without warning."""
+def _signal_once(job: Path, store: Path, moment: str, number: signal.Signals) -> None:
+    """Run the job until a file of the pattern lies in the store, and send its driver a signal; one that may tidy up leaves no lease."""
     process = _start(job, store)
     while not list(store.glob(moment)):
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.05)
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(process.pid, number)
     process.communicate()
+    if number is signal.SIGTERM:
+        assert process.returncode == 1 and not list(store.rglob("lease.json")) and not list(store.rglob("*.tmp-*"))
 
 
 def _content(artifact: Artifact) -> object:
@@ -89,14 +91,15 @@ def _steps(artifact: Artifact) -> list[int]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_job_killed_in_every_stage_ends_as_the_one_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+def test_a_job_ended_in_every_stage_ends_as_the_one_left_alone(number: signal.Signals, tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump(JOB))
     killed, calm = tmp_path / "store", tmp_path / "calm"
     _finish(job, killed)
     killed.rename(calm)  # both runs in the same place: the index of clips holds the addresses of the drawn tars
     for moment in MOMENTS:
-        _kill_once(job, killed, moment)
+        _signal_once(job, killed, moment, number)
     _finish(job, killed)
     expected, found = ({a.name: a for a in Store(Folder(str(store))).all()} for store in (calm, killed))
     assert {name: _content(a) for name, a in found.items()} == {name: _content(a) for name, a in expected.items()}

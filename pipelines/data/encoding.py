@@ -179,20 +179,25 @@ def _encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out
     units = [unit for shard in due for unit in cut_units(index, shard, encoding.unit_clips)]
     blocks: list[ray.ObjectRef[pa.Table]] = []
     writes: list[ray.ObjectRef[Committed]] = []
-    for unit, block in zip(units, _block_refs(plan(index, units, encoding)), strict=True):
-        blocks.append(block)
-        expected = len(index.shards[unit.shard])
-        if unit.place + unit.clips == expected:
-            named = _commit_shard.options(name=f"{encoding.stage}: write shard {unit.shard}")
-            writes.append(named.remote(out, unit.shard, expected, *blocks))
-            blocks = []
-        meters.tell("kinetok_queue", len(blocks) + len(writes), stage=encoding.stage)
-        while len(writes) > WRITES:
+    try:
+        for unit, block in zip(units, _block_refs(plan(index, units, encoding)), strict=True):
+            blocks.append(block)
+            expected = len(index.shards[unit.shard])
+            if unit.place + unit.clips == expected:
+                named = _commit_shard.options(name=f"{encoding.stage}: write shard {unit.shard}")
+                writes.append(named.remote(out, unit.shard, expected, *blocks))
+                blocks = []
+            meters.tell("kinetok_queue", len(blocks) + len(writes), stage=encoding.stage)
+            while len(writes) > WRITES:
+                done, writes = ray.wait(writes)
+                yield from ray.get(done)
+        while writes:
             done, writes = ray.wait(writes)
             yield from ray.get(done)
-    while writes:
-        done, writes = ray.wait(writes)
-        yield from ray.get(done)
+    finally:
+        # A stage that was stopped, or lost its lease, writes no further shard.
+        for write in writes:
+            ray.cancel(write)
 
 
 def plan(index: ClipIndex, units: list[Unit], encoding: Encoding) -> ray.data.Dataset:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kinetok.infra import errors, turn
+from kinetok.infra import checkpoint, errors, turn
 from kinetok.infra.errors import Cancelled, ConfigError, DataError, StoreError
 from kinetok.infra.fit import FitConfig, PlayerConfig, _conclude, _follow, fit, fit_problems, outcome_name, split
 from kinetok.infra.metrics_log import read_metrics
@@ -169,6 +169,7 @@ def test_continues_after_a_killed_driver(by_value: None, tmp_path: Path) -> None
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("nothing_left")
 def test_stops_when_asked(by_value: None, tmp_path: Path) -> None:
     def progress(*, done: int, **_: object) -> None:
         if done:
@@ -177,6 +178,7 @@ def test_stops_when_asked(by_value: None, tmp_path: Path) -> None:
     with pytest.raises(Cancelled, match="asked to stop at step"):
         run(tmp_path, config=CONFIG.model_copy(update={"steps": 10**7, "checkpoint_every": 10**7, "log_every": 100}), progress=progress)
     assert not (tmp_path / "training.json").exists()
+    assert checkpoint.committed(Folder(str(tmp_path / "_work" / "ray"))) is not None, "what was trained is not lost"
 
 
 @pytest.mark.ray

@@ -1,8 +1,5 @@
 """A stage that is stopped in the middle of its work: no actor, task or placement group of it lives on, and nothing is half written."""
 
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,30 +16,6 @@ from kinetok.pipelines.stages.clips import Clips
 from kinetok.pipelines.stages.ingest import Ingest
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-PATIENCE_SECONDS = 60.0
-
-
-def living() -> set[str]:
-    """Actors that are not dead and placement groups that are not removed, as Ray's own tables say."""
-    import ray
-    from ray.util import placement_group_table
-
-    actors = ray._private.state.actors()  # type: ignore[attr-defined]
-    groups = placement_group_table()
-    return {f"actor {actor['ActorClassName']} {name}" for name, actor in actors.items() if actor["State"] != "DEAD"} | {
-        f"placement group {name}" for name, group in groups.items() if group["state"] != "REMOVED"
-    }
-
-
-@pytest.fixture
-def nothing_left() -> Iterator[None]:
-    """Whatever the test starts on Ray is gone soon after it."""
-    before = living()
-    yield
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while living() - before and time.monotonic() < deadline:
-        threading.Event().wait(0.2)
-    assert living() - before == set()
 
 
 def once_done(told: dict[str, Any]) -> None:
