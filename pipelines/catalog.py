@@ -11,6 +11,7 @@ from kinetok.pipelines.stages.ingest import Ingest
 from kinetok.pipelines.stages.instructions import Instructions
 from kinetok.pipelines.stages.judge import Judge
 from kinetok.pipelines.stages.language import Language
+from kinetok.pipelines.stages.language_model import LanguageModel
 from kinetok.pipelines.stages.model import Model
 from kinetok.pipelines.stages.reconstruct import Reconstruct
 from kinetok.pipelines.stages.report import Report
@@ -34,6 +35,7 @@ STAGES: tuple[type[Stage], ...] = (
     Diffusion,
     Generate,
     Instructions,
+    LanguageModel,
     Language,
     Write,
     Decode,

@@ -1,7 +1,8 @@
 """`convert`: Divot's released files as a model folder that every stage and command takes (`model: {kind: model, where: FOLDER}`).
 
-Files are unpickled with `weights_only`, every tensor must fit, and a report says what was read and what was left aside. Not covered: the
-language model's files, writing the released format.
+Files are unpickled with `weights_only`, every tensor must fit, and a report says what was read and what was left aside. The language
+model's files become a folder for `{kind: language_model, where: FOLDER}`. Not covered: adapters that were not merged, writing the released
+format.
 """
 
 import pickle
@@ -46,3 +47,18 @@ def convert(tokenizer: Path, detokenizer: Path, out: Path, vit: str) -> Converte
     released.model.save_pretrained(out)
     parameters = sum(parameter.numel() for parameter in released.model.parameters())
     return Converted(out, parameters, {tokenizer: released.tokenizer, detokenizer: released.detokenizer})
+
+
+def convert_language(agent: Path, language: Path, vocabulary: Path, out: Path) -> Converted:
+    """Write the published language model to `out`: the agent's file, the merged model's folder, its tokenizer's folder.
+
+    ConfigError, naming what does not fit, before it writes.
+    """
+    from kinetok.llm.divot.official import open_official
+
+    try:
+        model, report = open_official(agent, language, vocabulary)
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"{agent} and {language} cannot be converted: {error}") from error
+    model.save_pretrained(out)
+    return Converted(out, sum(parameter.numel() for parameter in model.parameters()), {language: report})

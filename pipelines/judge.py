@@ -1,8 +1,8 @@
 """`SceneJudge`: a small classifier of what a clip of one drawn shape shows: its colour, its shape, its way to move.
 
 It scores generated clips. It is trained by the one loop on scenes that are drawn for it alone (`SceneFeed`), and validated on others, so
-that its own accuracy is known. Half of the scenes are blurred, because what it is to judge has been through decoders. Frames are channels:
-nothing that it is asked lasts longer than a clip. Not covered: what is scored with it (`stages/score.py`), any other kind of video.
+that its own accuracy is known. Half of the scenes are blurred, because what it is to judge has been through decoders. Not covered: what is
+scored with it (`stages/score.py`), any other kind of video.
 
 Legend: B clips, C colours, T H W frames, rows, columns, D features, V values of a factor.
 """
@@ -30,9 +30,9 @@ from kinetok.tokenizers.base import weights_digest
 PLAYER: Final = "judge"
 FRAMES: Final = 8
 EDGE: Final = 32
-WIDTH: Final = 48
-FEATURES: Final = 96
-TRAINED: Final = 2000
+WIDTHS: Final = (24, 48, 64, 96)
+STRIDES: Final = ((1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 1, 1))
+TRAINED: Final = 4000
 """Scenes that it is trained on; drawn once in each process."""
 TESTED: Final = 400
 OWN_SEED: Final = 1_000_003
@@ -45,19 +45,19 @@ class SceneJudge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        channels = (3 * FRAMES, WIDTH, WIDTH, 2 * WIDTH)
         layers = [
             layer
-            for inputs, outputs in pairwise(channels)
-            for layer in (nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.SiLU())
+            for (inputs, outputs), stride in zip(pairwise((3, *WIDTHS)), STRIDES, strict=True)
+            for layer in (nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1), nn.GroupNorm(8, outputs), nn.SiLU())
         ]
-        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * (EDGE // 8) ** 2, FEATURES), nn.SiLU())
-        self.heads = nn.ModuleDict({factor: nn.Linear(FEATURES, len(values)) for factor, values in OPTIONS.items()})
+        self.trunk = nn.Sequential(*layers)
+        self.heads = nn.ModuleDict({factor: nn.Linear(2 * WIDTHS[-1], len(values)) for factor, values in OPTIONS.items()})
 
     def forward(self, video_BCTHW: Tensor) -> dict[Factor, Tensor]:
         """(B, V) of every factor, of videos in [-1, 1] of any size and length."""
         small_BCTHW = F.interpolate(video_BCTHW, size=(FRAMES, EDGE, EDGE), mode="trilinear", align_corners=False)
-        features_BD = self.trunk(small_BCTHW.flatten(1, 2))
+        features_BDthw = self.trunk(small_BCTHW)
+        features_BD = torch.cat([features_BDthw.amax((2, 3, 4)), features_BDthw.mean((2, 3, 4))], dim=1)
         return {factor: self.heads[factor](features_BD) for factor in OPTIONS}
 
     @torch.no_grad()

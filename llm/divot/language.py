@@ -88,7 +88,7 @@ def empty_language(folder: Path) -> "PreTrainedModel":
     """A model of the architecture that `folder/config.json` describes, with random weights."""
     from transformers import AutoConfig
 
-    return _from_config(AutoConfig.from_pretrained(folder))
+    return _from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
 def embedding(model: "PreTrainedModel") -> nn.Embedding:

@@ -49,10 +49,15 @@ def load_state(model: DivotLM, state: Mapping[str, Tensor]) -> LoadReport:
 
 def load_official(agent: Path, language: Path, tokenizer: Path) -> DivotLM:
     """The released model in eval mode: the agent's file, the merged language model's folder, and that of the tokenizer."""
+    return open_official(agent, language, tokenizer)[0]
+
+
+def open_official(agent: Path, language: Path, tokenizer: Path) -> tuple[DivotLM, LoadReport]:
+    """`load_official` with a report of what was read."""
     config = DivotLMConfig(language=PretrainedLanguage(path=str(language)))
     model = DivotLM(config, empty_language(language), Vocabulary.from_pretrained(tokenizer))
-    load_state(model, read_state(agent) | read_folder(language))
-    return model.eval()
+    report = load_state(model, read_state(agent) | read_folder(language))
+    return model.eval(), report
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:

@@ -18,7 +18,22 @@ from kinetok.infra.metrics_log import read_metrics
 from kinetok.pipelines.data.quarantine import ReasonCount
 from kinetok.pipelines.data.quarantine import report as quarantine_report
 from kinetok.pipelines.report.charts import Chart, charts
-from kinetok.pipelines.report.tables import CARRIED, CONTACT, GENERATION, PANEL, TABLE, Carried, Generation, Shown, ShownList, Table
+from kinetok.pipelines.report.tables import (
+    ANSWERS,
+    CARRIED,
+    CONTACT,
+    GENERATION,
+    PANEL,
+    SCORES,
+    TABLE,
+    Answers,
+    Carried,
+    ClipScores,
+    Generation,
+    Shown,
+    ShownList,
+    Table,
+)
 
 TEMPLATE = "report.html"
 RAW_BITS = 24
@@ -124,10 +139,13 @@ class Sources:
     encoded: tuple[Artifact, ...]
     generated: tuple[Artifact, ...] = ()
     carried: tuple[Artifact, ...] = ()
+    answers: tuple[Artifact, ...] = ()
+    scores: tuple[Artifact, ...] = ()
 
     @property
     def all(self) -> tuple[Artifact, ...]:
-        return (self.clips, *self.trained, *self.encoded, self.quality, *self.generated, *self.carried)
+        shown = (*self.generated, *self.carried, *self.answers, *self.scores)
+        return (self.clips, *self.trained, *self.encoded, self.quality, *shown)
 
 
 def render(title: str, sources: Sources) -> str:
@@ -149,6 +167,8 @@ def render(title: str, sources: Sources) -> str:
         trainings=[_training(artifact) for artifact in sources.trained if artifact.kind != GENERATOR],
         generators=[_training(artifact) for artifact in sources.trained if artifact.kind == GENERATOR],
         carried=[_carrying(artifact) for artifact in sources.carried],
+        answers=[Answers.model_validate_json(artifact.folder.read_bytes(ANSWERS)) for artifact in sources.answers],
+        scores=[ClipScores.model_validate_json(artifact.folder.read_bytes(SCORES)) for artifact in sources.scores],
         galleries=[_gallery(artifact) for artifact in sources.generated],
         speeds=[speed for artifact in sources.encoded if (speed := _speed(artifact)) is not None],
         flows=[_flow(artifact) for artifact in (sources.clips, *sources.encoded, sources.quality)],
@@ -200,9 +220,9 @@ def _gallery(artifact: Artifact) -> Gallery:
     facts = (
         ("frames", f"{about.frames} at {about.fps:g} fps"),
         ("tokens a video", f"{about.tokens:,}"),
-        ("Euler steps", str(about.steps)),
+        ("steps", str(about.steps)),
         ("guidance", f"{about.guidance:g}"),
-        ("text encoder", about.encoder),
+        ("text", about.encoder),
         ("seconds a video", f"{short(seconds[0] / len(about.videos))} to sample, {short(seconds[1] / len(about.videos))} to decode"),
     )
     videos = tuple((video.prompt, _data_url(artifact, video.file)) for video in about.videos)

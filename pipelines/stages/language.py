@@ -1,7 +1,7 @@
 """`language`: fit a Divot-LLM on cached tokens and text: pre-training, or where it starts from another one, instruction tuning.
 
-What is learned is a mixture of tasks over one or several encodings of clips; no pixel is decoded. `language.json` says whose tokens the
-model reads and writes. Not covered: the loop (`kinetok.infra.training`), the model and its losses (`kinetok.llm.divot`), the samples
+What is learned is a mixture of tasks over one or several encodings of clips; no pixel is decoded. `model/language.json` says whose tokens
+the model reads and writes. Not covered: the loop (`kinetok.infra.training`), the model and its losses (`kinetok.llm.divot`), the samples
 (`data/language_tasks.py`).
 """
 
@@ -15,6 +15,7 @@ from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ContractError
 from kinetok.infra.fit import FitConfig, fit, fit_problems
 from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
+from kinetok.infra.storage import Folder
 from kinetok.llm.divot.model import DivotLMConfig
 from kinetok.llm.divot.training import DivotLMObjective
 from kinetok.pipelines.data.language_tasks import Answering, AnyTask, Captioning, Generation
@@ -22,11 +23,12 @@ from kinetok.pipelines.data.language_tasks import Answering, AnyTask, Captioning
 if TYPE_CHECKING:
     from kinetok.infra.training import Trainable
     from kinetok.llm.divot.vocabulary import Vocabulary
+    from kinetok.pipelines.data.language_feed import LanguageSpec
     from kinetok.tokenizers.base import TokenSpec
 
 
 class Language(Stage, FitConfig):
-    """A trained Divot-LLM in `model/`, `language.json`, its metrics in `metrics/`, and `training.json`."""
+    """A trained Divot-LLM in `model/`, its metrics in `metrics/`, and `training.json`."""
 
     kind: Literal["language"] = "language"
     version: ClassVar[int] = 1
@@ -34,7 +36,7 @@ class Language(Stage, FitConfig):
     scales_with: ClassVar[tuple[str, ...]] = ("steps", "global_batch")
     tokens: Annotated[tuple[Ref, ...], Produces("encode"), Field(min_length=1)]
     """Tokens of one tokenizer, which tasks name by place. Their `val` split is what is evaluated, nothing where it is empty."""
-    start: Annotated[Ref, Produces("language")] | None = None
+    start: Annotated[Ref, Produces("language", "language_model")] | None = None
     """A trained model to go on from."""
     instructions: Annotated[Ref, Produces("instructions")] | None = None
     """Questions and stories, for the tasks that want them."""
@@ -67,7 +69,7 @@ class Language(Stage, FitConfig):
 
     def run(self, ctx: StageContext) -> StageResult:
         """Train, or continue where an earlier attempt was killed."""
-        from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageFeed, LanguageSpec
+        from kinetok.pipelines.data.language_feed import LanguageFeed, LanguageSpec
         from kinetok.pipelines.data.latent_feed import splits
 
         start, tokens = ctx.optional("start"), ctx.several("tokens")
@@ -85,8 +87,6 @@ class Language(Stage, FitConfig):
         )
         train = feed(split="train")
         require_fit(config, train.spec, start)
-        spec = LanguageSpec(tokens=train.spec, instructed=self.instructed)
-        ctx.out.write_text(LANGUAGE_FILE, spec.model_dump_json(indent=1))
         metrics = fit(
             partial(build_trainable, self.model, start, self.objective, ctx.resources),
             train,
@@ -97,12 +97,20 @@ class Language(Stage, FitConfig):
             progress=ctx.progress,
             stop=ctx.stop,
         )
+        write_spec(ctx.out, LanguageSpec(tokens=train.spec, instructed=self.instructed))
         return StageResult(metrics)
 
     @property
     def instructed(self) -> bool:
         """Whether any task asks in the form of an instruction."""
         return any(isinstance(task, Answering) or (isinstance(task, Captioning | Generation) and task.instructed) for task in self.tasks)
+
+
+def write_spec(out: Folder, spec: "LanguageSpec") -> None:
+    """Put `language.json` beside a model's weights, so that its folder is whole by itself."""
+    from kinetok.pipelines.data.language_feed import LANGUAGE_FILE
+
+    (out / "model").write_text(LANGUAGE_FILE, spec.model_dump_json(indent=1))
 
 
 def model_config(start: Artifact | None) -> DivotLMConfig:
@@ -115,15 +123,15 @@ def model_config(start: Artifact | None) -> DivotLMConfig:
 
 def require_fit(config: DivotLMConfig, spec: "TokenSpec", start: Artifact | None) -> None:
     """Raise ContractError where a model of these numbers cannot take the tokens, or its `start` learned another tokenizer's."""
-    from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec, require_same_tokenizer
+    from kinetok.pipelines.data.language_feed import require_same_tokenizer
+    from kinetok.pipelines.models import language_spec
 
     if config.token_width != spec.channels:
         raise ContractError(
             f"the model reads tokens of {config.token_width} numbers, the data have {spec.channels}: set token_width of the model"
         )
     if start is not None:
-        known = LanguageSpec.model_validate_json(start.folder.read_bytes(LANGUAGE_FILE))
-        require_same_tokenizer("`tokens`", spec, known.tokens)
+        require_same_tokenizer("`tokens`", spec, language_spec(start).tokens)
 
 
 def open_vocabulary(model: DivotLMConfig | None, start: Artifact | None) -> "Vocabulary":

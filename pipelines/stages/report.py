@@ -17,20 +17,23 @@ class Report(Stage):
     quality: Annotated[Ref, Produces("evaluate")]
     clips: Annotated[Ref, Produces("clips")]
     """The clips of the job, for counts and quarantine."""
-    trained: Annotated[tuple[Ref, ...], Produces("train", "diffusion")] = ()
+    trained: Annotated[tuple[Ref, ...], Produces("train", "diffusion", "language", "judge")] = ()
     """Training runs whose curves are shown."""
-    encoded: Annotated[tuple[Ref, ...], Produces("encode")] = ()
+    encoded: Annotated[tuple[Ref, ...], Produces("encode", "vit")] = ()
     """Encodings whose speed and counts are shown."""
-    generated: Annotated[tuple[Ref, ...], Produces("generate")] = ()
+    generated: Annotated[tuple[Ref, ...], Produces("generate", "decode")] = ()
     """Generated videos to play."""
-
     carried: Annotated[tuple[Ref, ...], Produces("reconstruct")] = ()
     """What the tokens of Divot tokenizers carry."""
+    answers: Annotated[tuple[Ref, ...], Produces("understand")] = ()
+    """What language models answered."""
+    scores: Annotated[tuple[Ref, ...], Produces("score")] = ()
+    """What generated clips are worth."""
 
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.report.page import Sources, render
 
-        several = (ctx.several(name) for name in ("trained", "encoded", "generated", "carried"))
+        several = (ctx.several(name) for name in ("trained", "encoded", "generated", "carried", "answers", "scores"))
         sources = Sources(ctx.input("quality"), ctx.input("clips"), *several)
         page = render(self.title, sources).encode()
         ctx.out.write_bytes("report.html", page)

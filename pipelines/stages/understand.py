@@ -34,7 +34,7 @@ class Understand(Stage):
 
     kind: Literal["understand"] = "understand"
     version: ClassVar[int] = 1
-    model: Annotated[Ref, Produces("language")]
+    model: Annotated[Ref, Produces("language", "language_model")]
     """The language model."""
     tokens: Annotated[Ref, Produces("encode")]
     """Tokens of the clips that are asked about."""
@@ -52,13 +52,13 @@ class Understand(Stage):
     def run(self, ctx: StageContext) -> StageResult:
         import torch
 
-        from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec, require_same_tokenizer
+        from kinetok.pipelines.data.language_feed import require_same_tokenizer
         from kinetok.pipelines.data.token_videos import TokenVideos
-        from kinetok.pipelines.models import open_language
+        from kinetok.pipelines.models import language_spec, open_language
         from kinetok.pipelines.stages.evaluate import threads
 
         model = open_language(ctx.input("model")).to(torch.device("cuda" if ctx.resources.gpus else "cpu"))
-        spec = LanguageSpec.model_validate_json(ctx.input("model").folder.read_bytes(LANGUAGE_FILE))
+        spec = language_spec(ctx.input("model"))
         videos = TokenVideos.open(ctx.input("tokens"), self.split, clip_tokens=model.config.clip_tokens)
         require_same_tokenizer(ctx.input("tokens").name, videos.shards.spec, spec.tokens)
         exam = self._exam(ctx, videos)

@@ -31,7 +31,7 @@ class Write(Stage):
     kind: Literal["write"] = "write"
     version: ClassVar[int] = 1
     uses_ray: ClassVar[bool] = True
-    model: Annotated[Ref, Produces("language")]
+    model: Annotated[Ref, Produces("language", "language_model")]
     """The language model."""
     data: Annotated[Ref, Produces("clips")] | None = None
     """Clips for whose captions to write, under their ids."""
@@ -58,11 +58,11 @@ class Write(Stage):
 
     def run(self, ctx: StageContext) -> StageResult:
         """Write the shards that are not committed yet, then the manifest."""
-        from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec
         from kinetok.pipelines.data.token_shards import resume, stamp
         from kinetok.pipelines.data.written_shards import Captions, Writing, write_clips
+        from kinetok.pipelines.models import language_spec
 
-        spec = LanguageSpec.model_validate_json(ctx.input("model").folder.read_bytes(LANGUAGE_FILE))
+        spec = language_spec(ctx.input("model"))
         captions = Captions(ctx.optional("data"), self._prompts(), spec.seconds)
         if not len(captions):
             raise DataError("data: there are no captions to write for: look at the clips' filters and quarantine")

@@ -14,7 +14,7 @@ from kinetok.pipelines.data.instructions import QUESTIONS, STORIES, Question, Qu
 from kinetok.pipelines.data.token_shards import SPEC_FILE, Sample, write_shard
 from kinetok.tokenizers.base import DecodeRecipe, TokenSpec
 
-TOKENS, WIDTH = 4, 6
+TOKENS, WIDTH = 4, 8
 SPEC = TokenSpec(
     tokenizer="divot",
     weights="a" * 64,

@@ -21,10 +21,10 @@ from kinetok.infra.stage import Resources, StageContext
 from kinetok.infra.storage import Folder
 from kinetok.infra.training import Loop, Work
 from kinetok.pipelines.catalog import STAGES
-from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec
+from kinetok.pipelines.data.language_feed import LanguageSpec
 from kinetok.pipelines.data.token_shards import TokenShards
 from kinetok.pipelines.data.verify import problems
-from kinetok.pipelines.models import open_language
+from kinetok.pipelines.models import language_spec, open_language
 from kinetok.pipelines.report.tables import ANSWERS, Answers
 from kinetok.pipelines.stages import language
 from kinetok.pipelines.stages.language import Language
@@ -87,8 +87,7 @@ def test_a_trained_model_knows_whose_tokens_it_reads(store: Store) -> None:
     for name, instructed in (("language", False), ("tuned", True)):
         made = store.find(name)
         assert not list(problems(made))
-        spec = LanguageSpec.model_validate_json(made.folder.read_bytes(LANGUAGE_FILE))
-        assert spec == LanguageSpec(tokens=SPEC, instructed=instructed)
+        assert language_spec(made) == LanguageSpec(tokens=SPEC, instructed=instructed)
         line = read_metrics(made.folder)[-1]
         assert {"train/lm_loss", "train/tokens", "train/tokens_per_second", "val/lm_loss", "val/head_loss"} <= line.keys()
         assert line["train/tokens_per_second"] == pytest.approx(line["train/tokens"] * line["train/samples_per_second"])
@@ -107,7 +106,7 @@ def test_a_model_and_tokens_that_do_not_fit_are_refused(store: Store, folder: Pa
     tokens = found(folder, "tokens")
     wide = Language.model_validate(LANGUAGE | {"model": MODEL | {"token_width": 9}})
     ctx = StageContext("x", "0" * 16, {"tokens": (tokens,)}, Folder(str(tmp_path / "o")), Resources(), lambda **_: None, threading.Event())
-    with pytest.raises(ContractError, match="tokens of 9 numbers, the data have 6: set token_width"):
+    with pytest.raises(ContractError, match="tokens of 9 numbers, the data have 8: set token_width"):
         wide.run(ctx)
     other = make_tokens(tmp_path / "t", 12, spec=SPEC.model_copy(update={"weights": "b" * 64}))
     ctx.inputs = {"tokens": (other,), "start": store.find("language"), "instructions": found(folder, "instructions")}

@@ -1,0 +1,71 @@
+"""Questions and stories: what drawn scenes say is true and told apart, and every known form of a user's lines is read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kinetok.infra.errors import DataError
+from kinetok.pipelines.data.instructions import OPTIONS, Question, Questions, Story, of_scenes, parse
+from kinetok.pipelines.data.scenes import EMBEDDED, SceneSet
+
+
+def test_scenes_are_asked_what_is_true_of_them() -> None:
+    drawn = SceneSet(count=24, seed=3, frames=2, size=32, fps=8)
+    for number, (asked, facts) in enumerate(of_scenes(drawn, shard_videos=10)):
+        assert asked.video == facts.video == f"scenes-{number // 10:06d}/{number:06d}"
+        caption = drawn.scene(number).caption
+        for shape in facts.shapes:
+            assert f"{shape.colour} {shape.shape} {shape.motion}" in caption
+        for question in asked.questions:
+            assert question.options == OPTIONS[question.about] and question.answer in question.options  # type: ignore[index]
+            meant = [shape for shape in facts.shapes if shape.answers[question.about] == question.answer]  # type: ignore[index]
+            named = [shape for shape in facts.shapes if shape.colour in question.question or shape.shape in question.question]
+            assert len(facts.shapes) == 1 or len([shape for shape in named if shape in meant]) == 1, question
+
+
+def test_questions_about_one_shape_do_not_give_it_away() -> None:
+    drawn = SceneSet(count=6, seed=0, frames=2, size=32, fps=8, most=1)
+    texts = {question.question for asked, _ in of_scenes(drawn, shard_videos=16) for question in asked.questions}
+    assert texts == {"What colour is the shape?", "What is the shape?", "Which way does the shape move?"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"video": "v", "question": "Q?", "answer": "A"},
+        {"image": "v", "questions": ["Q?"], "answers": ["A"]},
+        {"video": "v", "data": ["Q?", "A"]},
+        {"video": "v", "questions": [{"question": "Q?", "answer": "A"}]},
+    ],
+)
+def test_every_form_of_a_question_is_read(line: dict[str, object]) -> None:
+    assert parse(json.dumps(line), "f") == ([Questions(video="v", questions=(Question(question="Q?", answer="A"),))], [])
+
+
+def test_the_example_file_is_sound() -> None:
+    questions, stories = parse((EMBEDDED.parent / "questions.jsonl").read_text(), "questions.jsonl")
+    assert len(questions) == 5 and stories[0] == Story(
+        request="Tell a short story of two astronauts.",
+        clips=("100185", "100186"),
+        texts=("A shuttle turns above the earth.", "Later, astronauts work at the lunar module on the moon."),
+    )
+    videos = {path.stem for path in Path(EMBEDDED.parent, "clips").iterdir()}
+    assert {line.video for line in questions} | set(stories[0].clips) <= videos
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "f holds no lines"),
+        ("{", "f, line 1: "),
+        ('{"video": "v", "question": "Q?", "answer": "A"}\n{"video": "v"}', "f, line 2: "),
+        ('{"video": "v", "questions": ["Q?", "R?"], "answers": ["A"]}', "f, line 1: 2 questions have 1 answers"),
+        ('{"request": "R", "clips": ["a", "b"], "texts": ["x"]}', "f, line 1: 2 clips have 1 texts"),
+        ('{"question": "Q?", "answer": "A"}', "f, line 1: "),
+        ("3", "f, line 1: "),
+    ],
+)
+def test_what_is_none_of_them_is_refused_by_its_line(text: str, problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
+        parse(text, "f")

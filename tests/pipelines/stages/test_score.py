@@ -1,0 +1,153 @@
+"""Tokens become videos, and videos figures: a judge sees what scenes show, real clips are scored beside generated ones."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.pipelines.conftest import finish
+from tests.pipelines.data.token_artifacts import SPEC, make_tokens
+from tests.pipelines.stages.running import run_stage
+from tests.pipelines.stages.test_train import Alone
+from tests.pipelines.test_divot import tokenizer
+
+from kinetok.infra.artifact import Artifact, Counts, Store
+from kinetok.infra.errors import ContractError, DataError
+from kinetok.infra.fit import TURN, FitConfig, PlayerConfig
+from kinetok.infra.metrics_log import read_metrics
+from kinetok.infra.stage import Resources, StageContext
+from kinetok.infra.storage import Folder
+from kinetok.infra.training import Loop, Work
+from kinetok.pipelines import judge
+from kinetok.pipelines.data.clip_index import part_bytes, part_name
+from kinetok.pipelines.data.instructions import FACTS, OPTIONS, Facts, fact_of
+from kinetok.pipelines.data.scenes import draw_scene, encode_mp4
+from kinetok.pipelines.data.tars import TarWriter
+from kinetok.pipelines.data.verify import problems
+from kinetok.pipelines.judge import JudgeTrainable, SceneFeed, SceneJudge
+from kinetok.pipelines.report.tables import GENERATION, SCORES, ClipScores, Generation
+from kinetok.pipelines.stages.decode import Decode
+from kinetok.pipelines.stages.score import REAL, Score
+
+
+@pytest.fixture
+def decoded(tmp_path: Path) -> tuple[Store, Artifact, dict[str, Any]]:
+    """Six clips of made-up tokens, shown by a tiny Divot."""
+    store, made = Store(Folder(str(tmp_path / "store"))), tokenizer()
+    made.save_pretrained(tmp_path / "train" / "model")
+    trained = finish(Folder(str(tmp_path / "train")), "train", Counts())
+    spec = SPEC.model_copy(update={"weights": made.digest()})
+    tokens = make_tokens(tmp_path / "tokens", 6, val=(0, 2, 4), spec=spec)
+    inputs = {"tokens": tokens, "tokenizer": trained}
+    return store, run_stage(store, Decode(tokens="t", tokenizer="m", videos=2), "shown", inputs), inputs  # type: ignore[arg-type]
+
+
+def test_tokens_are_shown_under_their_clips_ids(decoded: tuple[Store, Artifact, dict[str, Any]], tmp_path: Path) -> None:
+    _, shown, inputs = decoded
+    assert not list(problems(shown))
+    about = Generation.model_validate_json(shown.folder.read_bytes(GENERATION))
+    assert [video.id for video in about.videos] == ["v/0000/0", "v/0002/0"] and about.videos[1].prompt.startswith("video 2")
+    assert (about.frames, about.steps, about.guidance, about.tokens) == (5, 2, 2.0, 4)
+    again = Folder(str(tmp_path / "again"))
+    ctx = StageContext("x", "0" * 16, inputs, again, Resources(batch_size=1), lambda **_: None, threading.Event())
+    Decode(tokens="t", tokenizer="m", videos=2).run(ctx)  # type: ignore[arg-type]
+    assert again.read_bytes("videos/000.mp4") == shown.folder.read_bytes("videos/000.mp4")
+    other = make_tokens(tmp_path / "other", 2, val=(0,))
+    with pytest.raises(ContractError, match="these tokens were not written by this tokenizer: weights"):
+        Decode(tokens="t", tokenizer="m").run(ctx_with(ctx, tokens=other))  # type: ignore[arg-type]
+    trained_alone = make_tokens(tmp_path / "train-only", 2, spec=SPEC.model_copy(update={"weights": tokenizer().digest()}))
+    with pytest.raises(DataError, match="no clips of the val split"):
+        Decode(tokens="t", tokenizer="m").run(ctx_with(ctx, tokens=trained_alone))  # type: ignore[arg-type]
+
+
+def ctx_with(ctx: StageContext, **inputs: Artifact) -> StageContext:
+    return StageContext(ctx.name, ctx.key, {**ctx.inputs, **inputs}, ctx.out, ctx.resources, ctx.progress, ctx.stop)
+
+
+class Knowing(SceneJudge):
+    """Sees everything rightly but the shape, which it takes for the first of all."""
+
+    def sees(self, video_BCTHW: torch.Tensor) -> list[dict[Any, str]]:
+        assert video_BCTHW.shape[1:] == (3, 16, 32, 32)
+        facts = [fact_of(draw_scene(0, number, frames=1, size=32, most=1).shapes[0]).answers for number in range(len(video_BCTHW))]
+        return [{**answers, "shape": OPTIONS["shape"][0]} for answers in facts]
+
+
+def scene_clips(folder: Path, count: int) -> tuple[Artifact, Artifact, Artifact]:
+    """Real clips of drawn scenes, a `decode` that shows them as they are, and their facts."""
+    source, clips, shown, told = folder / "scenes.tar", *(Folder(str(folder / name)) for name in ("clips", "shown", "told"))
+    rows, listed, facts = [], [], []
+    with source.open("wb") as file:
+        tar = TarWriter(file)
+        for number in range(count):
+            scene = draw_scene(0, number, frames=16, size=32, most=1)
+            data, video = encode_mp4(scene.pixels_THWC, 8), f"s/{number:04d}"
+            offset = tar.add(f"{number:04d}.mp4", data)
+            place = {"id": f"{video}/0", "video": video, "url": str(source), "offset": offset, "bytes": len(data)}
+            rows.append({**place, "start": 0.0, "end": 2.0, "caption": scene.caption, "split": "val", "decision": "kept"})
+            shown.write_bytes(f"videos/{number:03d}.mp4", data)
+            listed.append({"prompt": scene.caption, "file": f"videos/{number:03d}.mp4", "seed": 0, "id": f"{video}/0"})
+            facts.append(Facts(video=video, shapes=(fact_of(scene.shapes[0]),)).model_dump_json())
+        tar.close()
+    clips.write_text("clips.json", '{"fps": 8.0, "frames": 16, "height": 32, "width": 32, "shard_clips": 4}')
+    clips.write_bytes(part_name(0), part_bytes(rows))
+    numbers = {"frames": 16, "fps": 8, "steps": 0, "guidance": 1, "tokens": 4}
+    shown.write_text(
+        GENERATION, Generation.model_validate({"tokenizer": "t", "encoder": "e", "videos": listed, **numbers}).model_dump_json()
+    )
+    told.write_text(FACTS, "\n".join(facts))
+    return (
+        finish(clips, "clips", Counts(input=count, written=count)),
+        finish(shown, "decode", Counts()),
+        finish(told, "instructions", Counts()),
+    )
+
+
+def test_clips_are_scored_by_what_the_judge_sees_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, shown, told = scene_clips(tmp_path, 8)
+    JudgeTrainable().export(tmp_path)
+    (tmp_path / "judge" / "model").mkdir(parents=True)
+    (tmp_path / "model.safetensors").rename(tmp_path / "judge" / "model" / "model.safetensors")
+    judged = finish(Folder(str(tmp_path / "judge")), "judge", Counts())
+    judged.record.metrics.update({"val/colour": 0.9, "train/loss": 1.0})
+    monkeypatch.setattr(judge, "SceneJudge", Knowing)
+    inputs = {"generated": (shown,), "data": clips, "judge": judged, "instructions": told}
+    made = run_stage(
+        Store(Folder(str(tmp_path / "store"))), Score(generated=("g",), data="c", judge="j", instructions="i"), "scores", inputs
+    )  # type: ignore[arg-type]
+    scores = ClipScores.model_validate_json(made.folder.read_bytes(SCORES))
+    discs = sum(draw_scene(0, number, frames=1, size=32, most=1).shapes[0].shape == OPTIONS["shape"][0] for number in range(8)) / 8
+    assert scores.judge == {"colour": 0.9} and [line.name for line in scores.lines] == [REAL, "decode"]
+    for line in scores.lines:
+        assert line.shown == {"colour": 1.0, "shape": discs, "motion": 1.0, "all": discs}
+        assert line.clipsim is None and line.frechet is None
+    assert made.record.metrics["decode/all"] == discs
+
+
+def test_scores_need_the_clips_own_captions(decoded: tuple[Store, Artifact, dict[str, Any]], tmp_path: Path) -> None:
+    clips, _, _ = scene_clips(tmp_path, 2)
+    with pytest.raises(DataError, match="clips has no clip 'v/0000/0': score videos of the captions of its own clips"):
+        run_stage(decoded[0], Score(generated=("g",), data="c"), "scores", {"generated": (decoded[1],), "data": clips})  # type: ignore[arg-type]
+
+
+def test_a_judge_learns(process_group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On few scenes it soon knows which is which, and what it is fed does not depend on the workers."""
+    monkeypatch.setattr(judge, "TRAINED", 16)
+    monkeypatch.setattr(judge, "TESTED", 8)
+    feed = SceneFeed("train", seed=0, fps=8, frames=16, seconds=2.25)
+    whole = next(feed.batches(start=0, batch=8, rank=0, world=1))
+    half = next(feed.batches(start=0, batch=4, rank=1, world=2))
+    assert all(torch.equal(values[4:], half[name]) for name, values in whole.items())
+    assert whole["video_BCTHW"].shape == (8, 3, 8, 32, 32) and whole["video_BCTHW"].abs().max() <= 1
+    held_out = SceneFeed("val", seed=0, fps=8, frames=16, seconds=2.25).load(list(range(8)))["video_BCTHW"]
+    seen = feed.load(list(range(16)))["video_BCTHW"]
+    assert np.abs(held_out[:, None].numpy() - seen[None].numpy()).mean((2, 3, 4, 5)).min() > 0.01
+    out, config = Folder(str(tmp_path)), FitConfig(steps=30, global_batch=16, optimizers={"judge": PlayerConfig(lr=3e-3)}, log_every=10)
+    out.write_text(TURN, "mine")
+    Loop(Work(JudgeTrainable, feed, feed, config, out, Resources(batch_size=16), "mine"), Alone()).run()
+    line = read_metrics(out)[-1]
+    assert line["val/motion"] > 0.6 and line["val/colour"] > 0.4
+    logits = SceneJudge.from_pretrained(tmp_path / "model")(whole["video_BCTHW"])
+    assert {factor: values.shape for factor, values in logits.items()} == {factor: (8, len(OPTIONS[factor])) for factor in OPTIONS}
