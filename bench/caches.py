@@ -2,8 +2,8 @@
 
 The joint step is that of the small tokenizer on the small ladder's base rung, the language model's that of a small model on captions of
 the small tokenizer's clips. With caches a batch is read from the bytes of its samples; without, videos are decoded and pass the frozen
-models in every step, as in the published code, on the same cores. At the published sizes the same is counted on paper, in floating-point
-operations and without decoding. As a script, prints each line as JSON.
+models in every step, as in the published code, on the same cores. As a script, prints each line as JSON, and what is counted on paper for
+the published sizes: floating-point operations, decoding left out.
 """
 
 import json
@@ -55,7 +55,7 @@ Step = Callable[[Batch], None]
 def lines(work: Path) -> list[Line]:
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
-    return [joint_step(), language_step(), *published()]
+    return [joint_step(), language_step()]
 
 
 def joint_step() -> Line:
@@ -103,7 +103,9 @@ def published() -> list[Line]:
     backward to activations alone).
     """
     with torch.device("meta"), torch.no_grad():
-        model = DivotTokenizer(FULL.model_copy(update={"vit": FULL.vit.model_copy(update={"path": None})}), _vit(), _stable_diffusion())
+        model = DivotTokenizer(
+            FULL.model_copy(update={"vit": FULL.vit.model_copy(update={"path": None})}), _vit(), _stable_diffusion()
+        ).requires_grad_(False)
         video_BCTHW = torch.zeros(1, 3, FULL.frames, FULL.edge, FULL.edge)
         features_BTND = torch.zeros(1, FULL.encoder.frames, FULL.vit.patches, FULL.vit.width)
         noisy_BZThw, t_B = torch.zeros(1, *_latent(model)), torch.zeros(1, dtype=torch.int64)
@@ -203,5 +205,5 @@ def training_step(player: nn.Module) -> Step:
 
 
 if __name__ == "__main__":
-    for line in lines(Path()):
+    for line in [*lines(Path()), *published()]:
         print(json.dumps(asdict(line)))

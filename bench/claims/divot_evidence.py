@@ -52,7 +52,11 @@ class Evidence:
         names = ["judge"]
         if self.seeds(names):
             values: Values = {part: self.mean(names, "judge", "decoded", part, scale=100) for part in (*plain.FACTORS, "all")}
-            yield self.row("the judge sees what is drawn, %", names, values, "all >= 90", mean_of(values["all"]) >= 90)
+            yield self.row("the judge of clips sees what is drawn, %", names, values, "all >= 90", mean_of(values["all"]) >= 90)
+        names = ["token_judge"]
+        if self.seeds(names):
+            values = {part: self.mean(names, "token_judge", "tokens", part, scale=100) for part in (*plain.FACTORS, "all")}
+            yield self.row("the judge of tokens sees what is drawn, %", names, values, "all >= 90", mean_of(values["all"]) >= 90)
 
     def carried(self) -> Iterator[Row]:
         """What is shown from a clip's own tokens, another's, none, and by a model that never had tokens, where there is one."""
@@ -73,16 +77,18 @@ class Evidence:
             )
 
     def compared(self, claim: str, variants: dict[str, str], aim: str) -> Iterator[Row]:
-        """Clips written by models that differ in one thing: share that show all that was asked, and distance from real clips."""
+        """What models that differ in one thing write: share of clips, and of token sets, that show all that was asked, and distances."""
         present = {label: name for label, name in variants.items() if self.seeds([name])}
         if len(present) < 2 or "gmm" not in present.values():
             return
         names = list(present.values())
-        values: Values = {label: self.mean(names, name, "all", scale=100) for label, name in present.items()}
-        order = [mean_of(value) for value in values.values()]
-        values |= {f"distance, {label}": self.mean(names, name, "distance") for label, name in present.items()}
-        right = order[0] == max(order) if aim.endswith("first") else order == sorted(order, reverse=True)
-        yield self.row(f"{claim}, % of clips right", names, values, aim, right and len(present) == len(variants))
+        complete = len(present) == len(variants)
+        for what, share, apart in (("clips", ("all",), "distance"), ("token sets", ("tokens", "all"), "token_distance")):
+            values: Values = {label: self.mean(names, name, *share, scale=100) for label, name in present.items()}
+            order = [mean_of(value) for value in values.values()]
+            values |= {f"distance, {label}": self.mean(names, name, apart) for label, name in present.items()}
+            right = order[0] == max(order) if aim.endswith("first") else order == sorted(order, reverse=True)
+            yield self.row(f"{claim}, % of {what} right", names, values, aim, right and complete)
 
     def adapted(self) -> Iterator[Row]:
         """Clips written by the mixture, shown by the de-tokenizer before and after it saw what the language model draws."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 FRAMES: Final = 9
 EDGE: Final = 32
-SHAPES: Final = ("disc", "square", "triangle", "ring")
+SHAPES: Final = ("disc", "bar", "triangle", "ring")
 COLOURS: Final = {
     "red": (0.86, 0.15, 0.13),
     "yellow": (0.96, 0.85, 0.20),
@@ -29,7 +29,7 @@ DIRECTIONS: Final = {"moves left": (-1, 0), "moves right": (1, 0), "rises": (0, 
 FACTORS: Final[dict[str, tuple[str, ...]]] = {"shape": SHAPES, "colour": tuple(COLOURS), "direction": tuple(DIRECTIONS)}
 """What is told of a scene, and its values."""
 QUESTIONS: Final = {"shape": "What shape is it?", "colour": "What colour is it?", "direction": "How does it move?"}
-REACH = 0.55
+REACH = 0.4
 """A shape moves from so far on one side of the middle to so far on the other."""
 
 
@@ -61,7 +61,7 @@ def draw(count: int, seed: int) -> Scenes:
     shape = combination % len(SHAPES)
     colour = combination // len(SHAPES) % len(COLOURS)
     direction = combination // (len(SHAPES) * len(COLOURS))
-    radius, ground, across = rng.uniform(0.34, 0.46, count), rng.uniform(0.05, 0.35, count), rng.uniform(-0.4, 0.4, count)
+    radius, ground, across = rng.uniform(0.5, 0.6, count), rng.uniform(0.05, 0.35, count), rng.uniform(-0.25, 0.25, count)
     time_T = np.linspace(-REACH, REACH, FRAMES)
     axis = np.linspace(-1, 1, EDGE)
     video = np.empty((count, FRAMES, EDGE, EDGE, 3), np.uint8)
@@ -78,8 +78,8 @@ def draw(count: int, seed: int) -> Scenes:
 
 def _distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
     """Signed distance to the edge, negative inside."""
-    if shape == "square":
-        return np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius + 0 * dx
+    if shape == "bar":
+        return np.maximum(np.abs(dx) - 0.45 * radius, np.abs(dy) - 1.1 * radius)
     if shape == "triangle":
         return np.maximum(np.abs(dx) * 0.866 + dy * -0.5, dy) - 0.62 * radius
     away = np.hypot(dx, dy)

@@ -28,19 +28,20 @@ from kinetok.llm.divot.sequences import Packed, answer, ask, ask_clip, depict, f
 from kinetok.llm.divot.training import DivotLMObjective, DivotLMTrainable
 from kinetok.tokenizers import catalog
 from kinetok.tokenizers.base import Tokens
-from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
+from kinetok.tokenizers.causal.autoencoder import CausalTokenizer
+from kinetok.tokenizers.causal.presets import SMALL_4X
 from kinetok.tokenizers.divot.ddim import SamplerConfig
 from kinetok.tokenizers.divot.detokenizer import DetokenizerConfig
 from kinetok.tokenizers.divot.encoder import EncoderConfig
 from kinetok.tokenizers.divot.perceiver import PerceiverConfig
 from kinetok.tokenizers.divot.tokenizer import DivotConfig, DivotTokenizer
-from kinetok.tokenizers.divot.training import EVALUATION_STEPS, DivotObjective, DivotTrainable, draw
+from kinetok.tokenizers.divot.training import DivotObjective, DivotTrainable, draw, mean_v_loss
 from kinetok.tokenizers.divot.unet import UNetConfig
 from kinetok.tokenizers.divot.vit import FrozenViT, VitConfig
 from kinetok.tokenizers.metrics import clip_psnr
 
-AUTOENCODER = CausalConfig(channels=16, mult=(1, 2, 4), strides=((2, 1), (2, 1)), blocks=1, patch=4, groups=8)
-"""4x4x4 with 16 channels, never trained: kinetok's start is a linear transform coder."""
+AUTOENCODER = SMALL_4X
+"""Never trained: kinetok's start is a linear transform coder."""
 TOKENIZER = DivotConfig(
     frames=plain.FRAMES,
     edge=plain.EDGE,
@@ -59,10 +60,10 @@ TOKENIZER = DivotConfig(
     detokenizer=DetokenizerConfig(
         perceiver=PerceiverConfig(queries=12, depth=1, heads=4, head_width=16),
         unet=UNetConfig(
-            z=16, channels=24, mult=(1, 2), blocks=1, attention=(1,), head_width=8, groups=4, context=48, split=None, dropout=0.0
+            z=16, channels=24, mult=(1, 2), blocks=1, attention=(0, 1), head_width=8, groups=4, context=48, split=None, dropout=0.0
         ),
     ),
-    sampler=SamplerConfig(steps=8, spacing="trailing", guidance=2.0),
+    sampler=SamplerConfig(steps=8, eta=0.0, spacing="trailing", guidance=2.0),
 )
 LANGUAGE = UntrainedLanguage(width=64, hidden=192, depth=3, heads=4, key_heads=2)
 HEADS: Final[dict[str, HeadConfig]] = {
@@ -86,7 +87,9 @@ SPLITS: Final = {"train": (4032, 1), "val": (192, 2), "judge": (4032, 3)}
 """Scenes of a split, and the seed they are drawn from."""
 RECONSTRUCTED = 96
 """Held-out scenes that reconstruction is measured on: one of each combination."""
-CLIP_BATCH, TEXT_BATCH, JUDGE_BATCH = 16, 32, 64
+CLIP_BATCH, TEXT_BATCH, JUDGE_BATCH = 32, 32, 64
+NUMBERS: Final = TOKENIZER.encoder.tokens * TOKENIZER.encoder.token_width
+"""Of all a clip's tokens."""
 LR = 1e-3
 LIMIT = 192
 """Positions of a sequence; none here is longer."""
@@ -109,7 +112,7 @@ class Budget:
     @classmethod
     def of(cls, joint: int) -> "Budget":
         """All in proportion to the joint stage."""
-        return cls(judge=2 * joint, joint=joint, refine=joint // 4, language=joint // 2)
+        return cls(judge=joint, joint=joint, refine=joint // 4, language=joint // 2)
 
 
 @dataclass(frozen=True)
@@ -210,9 +213,16 @@ class Study:
     # --- what is trained, loaded ---
 
     @cached_property
-    def judge(self) -> judge.Judge:
+    def clip_judge(self) -> judge.Judge:
+        """Of clips."""
         self.train("judge")
-        return judge.load(self.unit("judge").model)
+        return judge.load(judge.of_clips(), self.unit("judge").model)
+
+    @cached_property
+    def token_judge(self) -> judge.Judge:
+        """Of tokens."""
+        self.train("token_judge")
+        return judge.load(judge.of_tokens(NUMBERS), self.unit("token_judge").model)
 
     def tokenizer(self, name: str) -> DivotTokenizer:
         """A stage's tokenizer and de-tokenizer."""
@@ -232,8 +242,7 @@ class Study:
         cache = self.unit("joint").folder / f"tokens-{split}.pt"
         if not cache.exists():
             encoder = self.tokenizer("joint").encoder
-            features = self.material.train if split == "train" else self.material.val
-            torch.save(torch.cat([encoder(part.float()) for part in features.vit_NTPD.split(256)]), cache)
+            torch.save(torch.cat([encoder(part.float()) for part in self.material.split(split).vit_NTPD.split(256)]), cache)
         loaded: Tensor = torch.load(cache, weights_only=True)
         return loaded
 
@@ -258,15 +267,17 @@ class Study:
         token_BMD = torch.cat(
             [make_clips(language, prompts[start : start + 64], range(start, start + 64)) for start in range(0, len(prompts), 64)]
         )
-        return self.scores(self.shown(detokenizer, token_BMD)) | {"token_std": float(token_BMD.std(0).mean())}
+        said = judge.score(self.token_judge, token_BMD, scenes.labels)
+        apart = judge.distance(self.token_judge, token_BMD, self.tokens("val"))
+        return self.scores(self.shown(detokenizer, token_BMD)) | {"tokens": said, "token_distance": apart}
 
     def scores(self, video_NCTHW: Tensor) -> Figures:
         """Whether clips show what the first held-out captions say, and how far the set is from those scenes."""
         val, count = self.material.val, len(video_NCTHW)
         figures: Figures = dict(
-            judge.score(self.judge, video_NCTHW, {factor: values[:count] for factor, values in val.scenes.labels.items()})
+            judge.score(self.clip_judge, video_NCTHW, {factor: values[:count] for factor, values in val.scenes.labels.items()})
         )
-        return figures | {"distance": judge.distance(self.judge, video_NCTHW, val.decoded_NCTHW[:count].float())}
+        return figures | {"distance": judge.distance(self.clip_judge, video_NCTHW, val.decoded_NCTHW[:count].float())}
 
 
 # --- kinds of units ---
@@ -276,20 +287,32 @@ def _judge(study: Study, unit: Unit, name: str) -> Figures:
     renders, val = study.material.split("judge"), study.material.val
     seen = torch.cat([renders.decoded_NCTHW, to_pixels(renders.scenes.video_NTHWC).half()])
     labels = {factor: values.repeat(2) for factor, values in renders.scenes.labels.items()}
+    held_out = {"decoded": val.decoded_NCTHW.float(), "drawn": to_pixels(val.scenes.video_NTHWC)}
+    return _run_judge(study, unit, judge.of_clips, (seen, labels), held_out)
+
+
+def _token_judge(study: Study, unit: Unit, name: str) -> Figures:
+    seen, labels = study.tokens("judge"), study.material.split("judge").scenes.labels
+    return _run_judge(study, unit, lambda: judge.of_tokens(NUMBERS), (seen, labels), {"tokens": study.tokens("val")})
+
+
+def _run_judge(
+    study: Study, unit: Unit, fresh: Callable[[], judge.Judge], shown: tuple[Tensor, dict[str, Tensor]], held_out: dict[str, Tensor]
+) -> Figures:
+    seen, labels = shown
     made: list[judge.JudgeTrainable] = []
 
     def build() -> judge.JudgeTrainable:
-        made.append(judge.JudgeTrainable())
+        made.append(judge.JudgeTrainable(fresh()))
         return made[-1]
 
     def batch(step: int) -> dict[str, Tensor]:
         rows = study.rows(step, JUDGE_BATCH, len(seen))
-        return {"video_BCTHW": seen[rows].float(), **{factor: values[rows] for factor, values in labels.items()}}
+        return {"seen": seen[rows].float(), **{factor: values[rows] for factor, values in labels.items()}}
 
     def measure() -> Figures:
-        found = made[-1].judge
-        decoded, drawn = val.decoded_NCTHW.float(), to_pixels(val.scenes.video_NTHWC)
-        return {"decoded": judge.score(found, decoded, val.scenes.labels), "drawn": judge.score(found, drawn, val.scenes.labels)}
+        wanted = study.material.val.scenes.labels
+        return {name: judge.score(made[-1].judge, samples, wanted) for name, samples in held_out.items()}
 
     return unit.run(build, batch, measure, Course(study.budget.judge, LR, study.seed))
 
@@ -364,8 +387,8 @@ def _reconstruction(study: Study, trainable: DivotTrainable, batch: dict[str, Te
     video_NCTHW = study.shown(trainable.model, token_BMD, guidance=1.0)
     x_BZThw = trainable.player.latents(batch)
     noise_BZThw = draw(batch["seed_B"].tolist(), x_BZThw.shape[1:], x_BZThw.device).noise_BZThw
-    losses = [trainable.player.v_loss(x_BZThw, token_BMD, noise_BZThw, torch.full_like(batch["seed_B"], t)) for t in EVALUATION_STEPS]
-    figures: Figures = {"psnr": float(clip_psnr(video_NCTHW, target_NCTHW).mean()), "v_loss": float(torch.stack(losses).mean())}
+    loss_N = mean_v_loss(trainable.model.detokenizer, x_BZThw, token_BMD, noise_BZThw)
+    figures: Figures = {"psnr": float(clip_psnr(video_NCTHW, target_NCTHW).mean()), "v_loss": float(loss_N.mean())}
     return figures | study.scores(video_NCTHW)
 
 
@@ -459,6 +482,7 @@ def _run_language(
 
 _KINDS: Final[dict[str, Callable[[Study, Unit, str], Figures]]] = {
     "judge": _judge,
+    "token_judge": _token_judge,
     **dict.fromkeys(("joint", "refine", "adapt", "refined", "unconditional"), _stage),
     "both": _both,
     "blind": _blind,
@@ -466,6 +490,7 @@ _KINDS: Final[dict[str, Callable[[Study, Unit, str], Figures]]] = {
 ORDER: Final = (
     "judge",
     "joint",
+    "token_judge",
     "refine",
     "gmm",
     "mse",

@@ -58,7 +58,7 @@ def test_another_clips_tokens_are_of_another_scene(module: type[Modules]) -> Non
 def test_the_distance_of_sets_is_zero_to_themselves_and_grows_with_a_shift(module: type[Modules]) -> None:
     judge, plain = module.of("judge"), module.of("plain")
     torch.manual_seed(0)
-    eyes = judge.Judge()
+    eyes = judge.of_clips()
     video_BCTHW = torch.rand(64, 3, plain.FRAMES, plain.EDGE, plain.EDGE)
     same, near, far = (judge.distance(eyes, video_BCTHW + shift, video_BCTHW) for shift in (0.0, 0.5, 2.0))
     assert same == pytest.approx(0.0, abs=1e-6) and 0 < near < far
@@ -70,11 +70,16 @@ def test_rows_rest_on_the_seeds_that_have_all_they_compare(module: type[Modules]
         for place, name in enumerate(names):
             folder = tmp_path / f"seed{seed}" / name
             folder.mkdir(parents=True)
-            (folder / "figures.json").write_text(json.dumps({"all": 0.5 - 0.1 * place, "distance": 1.0, "seconds": 60.0}))
+            (folder / "figures.json").write_text(
+                json.dumps(
+                    {"all": 0.5 - 0.1 * place, "distance": 1.0, "tokens": {"all": 0.2 * place}, "token_distance": 2.0, "seconds": 60.0}
+                )
+            )
     material = study.Material(tmp_path)
     studies = [study.Study(material, seed, study.Budget.of(30), deadline=0.0) for seed in material.seeds()]
-    (row,) = evidence.Evidence(studies, "command").all()
+    row, of_tokens = evidence.Evidence(studies, "command").all()
     assert row.seeds == [0] and row.holds and row.minutes == 4.0
+    assert not of_tokens.holds
     assert row.values["mixture"] == 50.0 and row.values["diffusion, v"] == 20.0
 
 
