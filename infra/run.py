@@ -135,18 +135,7 @@ class _Runner:
             self._handle(self.events.get(timeout=WATCH_SECONDS))
         except queue.Empty:
             for name in self.running:
-                self._note_waiting(self.steps[name], self.board.rows[name])
-
-    def _note_waiting(self, step: Step, row: Row) -> None:
-        """Where a stage has not made a first step since it began, say what of it finds no room on the cluster."""
-        if not step.stage.uses_ray or row.rate is not None:
-            return
-        from kinetok.infra import capacity
-
-        said = row.note.startswith(capacity.WAITS)
-        if row.note and not said:
-            return
-        row.note = capacity.waiting(step.stage.asks(step.resources))
+                _note_waiting(self.steps[name], self.board.rows[name])
 
     def _start_ready(self) -> None:
         """Settle or start every stage whose inputs have ended."""
@@ -410,6 +399,14 @@ def _require_room(steps: Sequence[Step], chosen: set[str]) -> None:
 
         start_ray()
         capacity.require({step.name: step.stage.asks(step.resources) for step in due})
+
+
+def _note_waiting(step: Step, row: Row) -> None:
+    """Where a stage has not made a first step since it began, say what of it finds no room on the cluster; what it says itself stays."""
+    from kinetok.infra import capacity
+
+    if step.stage.uses_ray and (not row.note or row.note.startswith(capacity.WAITS)):
+        row.note = "" if row.rate is not None else capacity.waiting(step.stage.asks(step.resources))
 
 
 def _custom(steps: Iterable[Step]) -> set[str]:

@@ -11,18 +11,20 @@ import threading
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from kinetok.infra import launch, tracking
+from kinetok.infra import capacity, launch, tracking
+from kinetok.infra import run as run_module
 from kinetok.infra.artifact import LEASE, RECORD, Lease, Store
 from kinetok.infra.errors import ConfigError, StoreError
 from kinetok.infra.job_run import JobRun, artifact_table, pages, recent_runs, run_table
 from kinetok.infra.plan import plan
+from kinetok.infra.progress import Row
 from kinetok.infra.run import Selection, run
-from kinetok.infra.stage import StageContext
+from kinetok.infra.stage import Resources, StageContext
 from kinetok.infra.storage import Folder
 
 TOYS = Path(__file__).with_name("toys.py")
@@ -425,3 +427,22 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert json.loads(text.splitlines()[-1])["few"] == "failed"
     assert not list(tmp_path.rglob(LEASE))
+
+
+def test_a_stage_without_a_first_step_says_what_it_waits_for(toys: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = SimpleNamespace(stage=toys.Sum(numbers="few"), resources=Resources())
+    row = Row("total")
+
+    def note() -> str:
+        run_module._note_waiting(step, row)  # type: ignore[arg-type]
+        return row.note
+
+    monkeypatch.setattr(capacity, "waiting", lambda asks: f"{capacity.WAITS} a training worker")
+    assert note() == "", "a stage without Ray waits for nothing"
+    monkeypatch.setattr(toys.Sum, "uses_ray", True)
+    assert note() == "waits for room for a training worker"
+    for done in (0, 1):
+        row.report(done=done, total=None, unit=None, quarantined=None, note=None)
+    assert note() == "", "it has begun"
+    row.note = "untrained weights"
+    assert note() == "untrained weights"
