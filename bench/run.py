@@ -20,6 +20,7 @@ import language
 import loader
 import memory
 import plan
+import s3
 import tokenizer
 import unet
 from clips import make_encoding, make_index
@@ -44,6 +45,8 @@ def data_lines(work: Path, wanted: set[str]) -> list[Line]:
         found += encode.lines(index, encoding, work)
     if "loader" in wanted:
         found += loader.lines(work)
+    if "s3" in wanted:
+        found += s3.lines(index, work)
     import ray
 
     ray.shutdown()
@@ -70,10 +73,10 @@ def main() -> None:
         "tokenizer": tokenizer.lines,
         "unet": unet.lines,
     }
-    wanted = set(sys.argv[1:]) or {"decode", "encode", "loader", *alone}
+    wanted = set(sys.argv[1:]) or {"decode", "encode", "loader", "s3", *alone}
     began = time.perf_counter()
     with TemporaryDirectory(prefix="kinetok-bench-") as folder:
-        lines = data_lines(Path(folder), wanted) if wanted & {"decode", "encode", "loader"} else []
+        lines = data_lines(Path(folder), wanted) if wanted & {"decode", "encode", "loader", "s3"} else []
         for name in sorted(wanted & alone.keys()):
             lines += alone[name](Path(folder))
     Console().print(show(lines, time.perf_counter() - began))

@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,10 +53,17 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[str]:
-    """URL of a bucket on a server of moto's, with the environment that leads there."""
+    """URL of a bucket, with the environment that leads there: on a server of moto's, or on the one that KINETOK_TEST_S3 and AWS_* name."""
     import boto3
     from moto.server import ThreadedMotoServer
 
+    if own := os.environ.get("KINETOK_TEST_S3"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", own)
+            bucket = f"kinetok-{uuid.uuid4().hex[:12]}"
+            boto3.client("s3").create_bucket(Bucket=bucket)
+            yield f"s3://{bucket}"
+        return
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -1,0 +1,104 @@
+"""A whole job whose source, store and checkpoints are on S3 behind faults, against the same job on a calm store; MLflow's files too."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.faults.s3_proxy import Fault, S3Proxy, calm, seeded
+
+from kinetok.infra.artifact import Artifact, Store
+from kinetok.infra.mlflow_store import connect, embedded_uri
+from kinetok.infra.storage import Folder
+from kinetok.pipelines.data.clip_index import read_parts
+
+pytestmark = pytest.mark.long
+RATES = dict.fromkeys([Fault.ERROR, Fault.SLOW_DOWN, Fault.RESET, Fault.LOST, Fault.HALF], 0.03)
+MODEL = {"kind": "causal", "channels": 8, "mult": [1, 1, 2], "strides": [[2, 1], [2, 2]], "patch": 4, "blocks": 1, "groups": 4, "z": 8}
+JOB = {
+    "name": "storm",
+    "tracking": None,
+    "resources": {"default": {"batch_size": 2}},
+    "stages": {
+        "scenes": {"kind": "scenes", "count": 10, "size": 64, "seconds": 2.5, "real": False, "shard_videos": 3},
+        "videos": {"kind": "ingest", "made_by": "scenes"},
+        "clips": {"kind": "clips", "videos": "videos", "fps": 8, "frames": 9, "height": 32, "width": 32, "shard_clips": 4},
+        "base": {
+            "kind": "train",
+            "data": "clips",
+            "model": MODEL,
+            "steps": 6,
+            "global_batch": 2,
+            "checkpoint_every": 2,
+            "log_every": 1,
+            "optimizers": {"autoencoder": {"lr": 1e-3}},
+        },
+        "tokens": {"kind": "encode", "data": "clips", "model": "base"},
+    },
+}
+
+
+def _run(job: Path, store: str) -> None:
+    for words in (["run", str(job), "--set", f"store={store}"], ["verify", "--all", "--store", store]):
+        done = subprocess.run(
+            [sys.executable, "-m", "kinetok.pipelines.cli", *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def _content(artifact: Artifact) -> object:
+    """What must not depend on what happened on the way, nor on where the store is."""
+    if artifact.kind == "ingest":
+        return artifact.record.metrics
+    if artifact.kind == "clips":
+        rows = read_parts(artifact.folder).drop_columns("url").to_pylist()
+        return rows, artifact.record.counts
+    if artifact.kind == "train":
+        return {path: info.sha256 for path, info in artifact.record.files.items() if path.startswith("model/")}
+    return artifact.digest
+
+
+def _results(store: Folder) -> dict[str, object]:
+    return {artifact.name: _content(artifact) for artifact in Store(store).all()}
+
+
+def test_a_job_on_a_store_full_of_faults_ends_as_on_a_calm_one(object_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump(JOB))
+    base = f"{object_store}/{tmp_path.name}"
+    with S3Proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        _run(job, f"{base}/calm")
+        asked = len(proxy.seen)
+        proxy.begin(seeded(3, RATES))
+        _run(job, f"{base}/storm")
+        struck = {str(fault): proxy.count(fault) for fault in RATES}
+        proxy.begin(calm)
+        assert _results(Folder(f"{base}/storm")) == _results(Folder(f"{base}/calm"))
+    (tmp_path / "storm.json").write_text(json.dumps({"requests": asked, "faults": struck}))
+    assert sum(struck.values()) > 30
+
+
+def test_mlflow_keeps_its_files_on_s3(object_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of runs and models go to S3 beside a database elsewhere; faults are outlasted by boto3's own repetitions."""
+    store = Store(Folder(str(tmp_path)))
+    (tmp_path / "file.txt").write_text("content")
+    with S3Proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy, connect(store, embedded_uri(store)) as client:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.begin(seeded(1, RATES, at_most=2))
+        experiment = client.create_experiment("s3", artifact_location=f"{object_store}/mlflow")
+        run = client.create_run(experiment).info.run_id
+        for number in range(10):
+            client.log_artifact(run, str(tmp_path / "file.txt"), f"folder{number}")
+        assert len(client.list_artifacts(run)) == 10
+        (tmp_path / "back").mkdir()
+        assert Path(client.download_artifacts(run, "folder7/file.txt", str(tmp_path / "back"))).read_text() == "content"
+        assert proxy.count() > 0
