@@ -122,7 +122,7 @@ def run(job: str, overrides: tuple[str, ...], store: str | None, only: tuple[str
 def submit(job: str, address: str, overrides: tuple[str, ...], store: str | None, wait: bool, **selection: Any) -> None:
     """Run a job on a Ray cluster: sends this code as a wheel and the job file, and nothing else.
 
-    What a job that runs already is made of is not sent again: the command follows that one. Ctrl-C leaves the job running.
+    The same job, options and code are not run twice at a time: submitting them again follows what runs. Ctrl-C leaves the job running.
     """
     from kinetok.infra.job import find_job
     from kinetok.infra.run import Selection
