@@ -16,7 +16,20 @@ from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import part_bytes, part_name
 from kinetok.pipelines.report.charts import chart, charts, ticks
 from kinetok.pipelines.report.page import judge
-from kinetok.pipelines.report.tables import Generated, Generation, Geometry, Line, RungCost, Shown, ShownList, Table
+from kinetok.pipelines.report.tables import (
+    Carried,
+    Condition,
+    Figure,
+    Generated,
+    Generation,
+    Geometry,
+    Line,
+    RungCost,
+    Shown,
+    ShownList,
+    Strip,
+    Table,
+)
 from kinetok.pipelines.stages.report import Report
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -73,6 +86,33 @@ def _generated(store: Store) -> Artifact:
     return _publish(store, "generate", "made", metrics={"sample_seconds": 2.5, "decode_seconds": 0.5})
 
 
+def _carried(store: Store) -> Artifact:
+    """What a tokenizer with an untrained transformer carries, with a hostile caption."""
+    about = Carried(
+        split="val",
+        clips=24,
+        weights="w",
+        vit="untrained (2 layers of 96)",
+        tokens=16,
+        token_width=32,
+        steps=10,
+        guidance=2,
+        conditions=(
+            Condition(name="autoencoder alone", psnr=26.5, ssim=0.8, v_loss=None),
+            Condition(name="its own tokens", psnr=19.25, ssim=0.5, v_loss=0.4321),
+        ),
+        figures=(
+            Figure(name="CLIPSIM", value=None, protocol="not measured: no weights"),
+            Figure(name="rFVD", value=301.44, protocol="24 clips"),
+        ),
+        strips=(Strip(id="v/0", caption=HOSTILE, file="strips/000.png"),),
+    )
+    folder = store.folder("reconstruct", "carried", "c" * 16)
+    folder.write_text("carried.json", about.model_dump_json())
+    folder.write_bytes("strips/000.png", b"not really a picture")
+    return _publish(store, "reconstruct", "carried")
+
+
 @pytest.fixture
 def page(tmp_path: Path) -> str:
     """The page of a good job whose captions and quarantine messages are hostile."""
@@ -92,11 +132,16 @@ def page(tmp_path: Path) -> str:
     quality.write_bytes("panel/a.mp4", b"not really a video")
     inputs: dict[str, Artifact | tuple[Artifact, ...]] = {"clips": clips, "trained": (base, diffusion), "encoded": (tokens,)}
     inputs["quality"] = _publish(store, "evaluate", "quality", Counts(input=3, written=3))
-    inputs["generated"] = (_generated(store),)
+    inputs |= {"generated": (_generated(store),), "carried": (_carried(store),)}
     out = Folder(str(tmp_path / "out"))
     context = StageContext("report", "0" * 16, inputs, out, Resources(), lambda **_: None, threading.Event())
     stage = Report(
-        quality=Ref("quality"), clips=Ref("clips"), trained=(Ref("base"), Ref("flow")), encoded=(Ref("tokens"),), generated=(Ref("made"),)
+        quality=Ref("quality"),
+        clips=Ref("clips"),
+        trained=(Ref("base"), Ref("flow")),
+        encoded=(Ref("tokens"),),
+        generated=(Ref("made"),),
+        carried=(Ref("carried"),),
     )
     assert stage.run(context).metrics["bytes"] > 1000
     return out.read_text("report.html")
@@ -113,6 +158,18 @@ def test_generated_videos_stand_with_prompt_sheet_and_curve(page: str) -> None:
     for text in ("34 at 8 fps", "untrained", "2.5 to sample, 0.5 to decode", "data:image/png;base64,", "train/dit/loss", "&lt;script&gt;"):
         assert text in section, text
     assert section.count("<video") == 1 and section.count("<svg") == 2 and "train/dit/loss" not in page[page.index("<h2>Training") :]
+
+
+def test_what_tokens_carry_stands_with_its_controls_and_with_what_was_not_measured(page: str) -> None:
+    for text in (
+        "What the tokens carry",
+        "0.4321",
+        "19.25",
+        "untrained (2 layers of 96)",
+        "CLIPSIM</b> (not measured: no weights)",
+        "301.4 (24",
+    ):
+        assert text in page, text
 
 
 def test_text_from_strangers_is_escaped(page: str) -> None:
