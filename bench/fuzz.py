@@ -380,14 +380,14 @@ class Runner:
     def run(self, target: str, data: bytes) -> Outcome:
         """What the input leads to; a child that breaks a limit is killed."""
         began = self._cpu()
-        self._pipe.send((target, data))
-        while not self._pipe.poll(0.05):
-            spent, size = self._cpu() - began, (_memory("VmRSS", self._pid) - self._base) / 1e3
-            if spent > self.seconds or size > self.megabytes:
-                return self._killed(f"over {'time' if spent > self.seconds else 'memory'}", spent, size)
         try:
+            self._pipe.send((target, data))
+            while not self._pipe.poll(0.05):
+                spent, size = self._cpu() - began, (_memory("VmRSS", self._pid) - self._base) / 1e3
+                if spent > self.seconds or size > self.megabytes:
+                    return self._killed(f"over {'time' if spent > self.seconds else 'memory'}", spent, size)
             found: Outcome = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
             return self._killed(f"died {self._process.exitcode}", 0.0, 0.0)
         if found.megabytes > self.megabytes:
@@ -395,11 +395,15 @@ class Runner:
         return found
 
     def _killed(self, kind: str, seconds: float, megabytes: float) -> Outcome:
-        self.close()
+        self._end()
         self._start()
         return Outcome(kind, seconds, megabytes)
 
     def close(self) -> None:
+        self._end()
+        self._scratch.cleanup()
+
+    def _end(self) -> None:
         self._process.kill()
         self._process.join()
         self._pipe.close()
@@ -439,9 +443,9 @@ class Tally:
         return table
 
 
-def fuzz(inputs: int, seed: int, runner: Runner, corpus: Corpus, keep: Path | None) -> Tally:
-    tally = Tally()
-    for number in range(inputs):
+def fuzz(inputs: range, seed: int, runner: Runner, corpus: Corpus, keep: Path | None, tally: Tally) -> None:
+    """Run the inputs of these numbers; an interrupt ends it early, with what was found until then in `tally`."""
+    for number in inputs:
         target = corpus.random.choices(list(TARGETS), list(TARGETS.values()))[0]
         data = corpus.mutate(target)
         outcome = runner.run(target, data)
@@ -450,7 +454,6 @@ def fuzz(inputs: int, seed: int, runner: Runner, corpus: Corpus, keep: Path | No
         if outcome.bad and keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
             (keep / f"{seed}-{number:06d}-{target}-{outcome.kind.replace(' ', '-')}").write_bytes(data)
-    return tally
 
 
 def main() -> None:
@@ -463,18 +466,20 @@ def main() -> None:
     asked.add_argument("--json", type=Path, help="write the counts here")
     given = asked.parse_args()
     odd = Path(os.environ.get("KINETOK_DATA", "nowhere")) / "odd"
-    runner, began = Runner(given.seconds, given.megabytes), time.perf_counter()
+    runner, tally, began = Runner(given.seconds, given.megabytes), Tally(), time.perf_counter()
     try:
-        tally = fuzz(given.inputs, given.seed, runner, Corpus.of(given.seed, odd if odd.is_dir() else None), given.keep)
+        fuzz(range(given.inputs), given.seed, runner, Corpus.of(given.seed, odd if odd.is_dir() else None), given.keep, tally)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
     finally:
         runner.close()
-    seconds = time.perf_counter() - began
-    Console().print(tally.table(f"{given.inputs} inputs in {seconds:.0f} s, {len(tally.found)} found"))
+    seconds, inputs = time.perf_counter() - began, sum(tally.counts.values())
+    Console().print(tally.table(f"{inputs} inputs in {seconds:.0f} s, {len(tally.found)} found"))
     for number, target, outcome in tally.found[:50]:
         print(f"input {number} ({target}): {outcome.kind} {outcome.detail}")
     if given.json:
         counts = [{"target": t, "outcome": k, "inputs": n, "seconds": tally.worst[t, k][0]} for (t, k), n in sorted(tally.counts.items())]
-        given.json.write_text(json.dumps({"inputs": given.inputs, "seconds": seconds, "found": len(tally.found), "outcomes": counts}))
+        given.json.write_text(json.dumps({"inputs": inputs, "seconds": seconds, "found": len(tally.found), "outcomes": counts}))
     sys.exit(1 if tally.found else 0)
 
 

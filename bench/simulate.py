@@ -34,6 +34,7 @@ from safetensors.numpy import save
 
 from kinetok.infra import s3
 from kinetok.infra.artifact import MANIFEST, Counts, Lease, Record, Store, publish
+from kinetok.infra.errors import StoreError
 from kinetok.infra.job import parse_job
 from kinetok.infra.plan import Step, plan
 from kinetok.infra.storage import Folder
@@ -113,6 +114,13 @@ class MemoryStore:
             del self.names[bisect_left(self.names, Key)]
         return {}
 
+    def delete_objects(self, Bucket: str, Delete: s3.Answer) -> s3.Answer:
+        self._asked("put", Delete["Objects"][0]["Key"])
+        for row in Delete["Objects"]:
+            if self.files.pop(row["Key"], None):
+                del self.names[bisect_left(self.names, row["Key"])]
+        return {}
+
     def list_objects_v2(
         self, Bucket: str, Prefix: str, MaxKeys: int, ContinuationToken: str = "", Delimiter: str = "", **_: object
     ) -> s3.Answer:
@@ -179,6 +187,9 @@ class Outcome:
     peak: int
     """Most puts that one prefix took in a second."""
     refused: int
+    """SlowDown answers."""
+    given_up: int
+    """Shards whose commit was given up after all repetitions, and made again."""
 
     @property
     def milliseconds(self) -> float:
@@ -197,6 +208,7 @@ class Simulation:
         s3._client = lambda: self.memory
         s3.time = SimpleNamespace(monotonic=lambda: self.clock.now, sleep=self.clock.sleep)  # type: ignore[assignment]
         self.driver: dict[str, float] = {}
+        self.given_up = 0
         for number in range(shards):
             self.memory.add(f"webvid/{number:06d}.tar", b"", TAR_BYTES)
 
@@ -211,7 +223,7 @@ class Simulation:
         again = self._driver("plan again", lambda: plan(job, store))
         assert all(step.artifact for step in again), "the second run finds all of the first"
         peak = max((count for (sort, _, _), count in self.memory.busy.items() if sort == "put"), default=0)
-        return Outcome(self.shards, self.driver, self.memory.asked, phases, peak, self.memory.refused)
+        return Outcome(self.shards, self.driver, self.memory.asked, phases, peak, self.memory.refused, self.given_up)
 
     def _clips(self, step: Step, source: SourcePlan) -> Phase:
         out, recipe = step.folder, IndexRecipe.model_validate(step.stage.model_dump(include=set(IndexRecipe.model_fields)))
@@ -266,7 +278,7 @@ class Simulation:
             seconds = max(0.0, self.random.gauss(self.compute, SPREAD * self.compute))
             heapq.heappush(committing, (heapq.heappop(free) + seconds, number))
             heapq.heappush(alone, heapq.heappop(alone) + seconds)
-            if not free:
+            while not free:
                 waited += self._commit(work, committing, free)
         while committing:
             waited += self._commit(work, committing, free)
@@ -277,8 +289,13 @@ class Simulation:
         """The next commit in time; its worker is free after it. Returns the seconds it took."""
         self.clock.now, number = heapq.heappop(committing)
         began = self.clock.now
-        work(number)
-        heapq.heappush(free, self.clock.now)
+        try:
+            work(number)
+        except StoreError:  # SlowDown, as often as a request is repeated: a stage ends here, and the next run commits the shard
+            self.given_up += 1
+            heapq.heappush(committing, (self.clock.now, number))
+        else:
+            heapq.heappush(free, self.clock.now)
         return self.clock.now - began
 
     def _driver(self, what: str, call: Callable[[], T]) -> T:
@@ -318,11 +335,17 @@ def flatness(outcomes: list[Outcome]) -> Table:
 
 def saturation(found: list[tuple[float, Outcome]], workers: int) -> Table:
     title = f"{workers:,} workers with less and less to do: encode"
-    table = Table("s of work in a shard", "shards/s, alone", "shards/s", "efficiency", "most puts/s", "SlowDown", title=title)
+    table = Table("s of work in a shard", "shards/s, alone", "shards/s", "efficiency", "most puts/s", "SlowDown", "given up", title=title)
     for compute, outcome in found:
         phase = outcome.phases["encode"]
         rates = (outcome.shards / phase.alone, outcome.shards / phase.makespan)
-        told = (*(f"{rate:,.0f}" for rate in rates), f"{rates[1] / rates[0]:.1%}", f"{outcome.peak:,}", f"{outcome.refused:,}")
+        told = (
+            *(f"{rate:,.0f}" for rate in rates),
+            f"{rates[1] / rates[0]:.1%}",
+            f"{outcome.peak:,}",
+            f"{outcome.refused:,}",
+            f"{outcome.given_up:,}",
+        )
         table.add_row(f"{compute:g}", *told)
     return table
 
@@ -346,7 +369,13 @@ def main() -> None:
             {"shards": o.shards, "driver_ms": o.milliseconds, "driver": o.driver, "requests": o.requests, "peak": o.peak} for o in outcomes
         ]
         rates = [
-            {"compute": c, "refused": o.refused, "seconds": o.phases["encode"].makespan, "alone": o.phases["encode"].alone}
+            {
+                "compute": c,
+                "refused": o.refused,
+                "given_up": o.given_up,
+                "seconds": o.phases["encode"].makespan,
+                "alone": o.phases["encode"].alone,
+            }
             for c, o in found
         ]
         given.json.write_text(json.dumps({"flat": told, "saturation": rates}, indent=1))

@@ -26,6 +26,7 @@ from kinetok.infra.errors import DataError
 from kinetok.infra.fingerprint import canonical
 from kinetok.infra.s3 import Found
 from kinetok.infra.storage import Folder
+from kinetok.pipelines.data.strangers import label
 
 VIDEO_EXTENSIONS = frozenset(
     {
@@ -275,6 +276,9 @@ def _listing_of_folder(folder: Folder) -> Listing:
     found = folder.found()
     videos = [file for file in found if file.name.rpartition(".")[2].lower() in VIDEO_EXTENSIONS]
     tars = [file for file in found if file.name.endswith(".tar")]
+    odd = [label(file.name) for file in (*videos, *tars) if label(file.name) != file.name]
+    if odd:
+        raise DataError(f"{folder} holds a file whose name no index can hold: {odd[0]}; give it a name of plain UTF-8 text")
     if not videos and not tars:
         raise DataError(f"{folder} holds no videos and no tars (known videos: {' '.join(sorted(VIDEO_EXTENSIONS))})")
     if videos and tars:
@@ -333,4 +337,7 @@ def _rows(url: str, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:
     absent = [column for column in needed if column not in (reader.fieldnames or ())]
     if absent:
         raise DataError(f"{url} has no column {absent[0]!r}; it has {', '.join(reader.fieldnames or ()) or 'nothing'}")
-    yield from reader
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(f"{url}, line {reader.line_num}: {error}; a quotation mark may be open") from error

@@ -45,7 +45,7 @@ def test_a_few_inputs_of_each_sort_hold_in_a_process_with_limits(fuzz: ModuleTyp
     runner = fuzz.Runner(seconds=60, megabytes=1500)
     try:
         tally = fuzz.Tally()
-        fuzz.fuzz(range(150), 5, runner, fuzz.Corpus.of(5, None), None, tally)
+        fuzz.fuzz(range(80), 5, runner, fuzz.Corpus.of(5, None), None, tally)
         assert not tally.found and {target for target, _ in tally.counts} == set(fuzz.TARGETS)
         os.kill(runner._pid, 9)
         assert runner.run("tar", bytes(512)).kind == "died -9"

@@ -107,7 +107,8 @@ def test_every_problem_is_told_at_once(toys: ModuleType, tmp_path: Path) -> None
         "stages.many.kind: 'nubmers' is no kind of stage (did you mean numbers?); there are numbers, sum, lossy",
         "stages.total.scale.factor: input should be greater than 0, got -1",
         "stages.total.scale.ofset: unknown name (did you mean offset?); there are factor, offset",
-        "stages.Last: a stage's name is lower-case letters, digits and _, and none of default, name, store, tracking, resources, stages",
+        "stages.Last: a stage's name is lower-case letters, digits and _, and none of default, name, store, tracking, "
+        "prices, resources, stages",
         "stages.Last.numbers: input should be a valid string, got 3",
         "resources.fwe: no such stage (did you mean few?)",
     ]

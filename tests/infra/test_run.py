@@ -23,6 +23,7 @@ from kinetok.infra.errors import ConfigError, StoreError
 from kinetok.infra.job_run import JobRun, artifact_table, pages, recent_runs, run_table
 from kinetok.infra.plan import plan
 from kinetok.infra.progress import Row
+from kinetok.infra.provenance import RayJob
 from kinetok.infra.run import Selection, run
 from kinetok.infra.stage import Resources, StageContext
 from kinetok.infra.storage import Folder
@@ -304,10 +305,12 @@ def test_a_lost_lease_ends_the_stage_and_publishes_nothing(toys: ModuleType, tmp
 def test_ray_is_started_once_and_only_where_a_stage_needs_it(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(launch, "start_ray", lambda custom: calls.append(1))
+    monkeypatch.setattr(run_module, "ray_job", lambda: RayJob("01000000", None))
     assert go(toys, tmp_path)[0].succeeded and calls == []
     monkeypatch.setattr(toys.Sum, "uses_ray", True)
     assert go(toys, tmp_path)[0].succeeded and calls == []
-    assert go(toys, tmp_path, "other.scale={offset: 1}")[0].succeeded and calls == [1]
+    state = go(toys, tmp_path, "other.scale={offset: 1}")[0]
+    assert state.succeeded and calls == [1] and state.ray_job == "01000000"
 
 
 def test_a_tracking_server_that_is_down_is_told_once_and_stops_nothing(

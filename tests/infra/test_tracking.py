@@ -238,3 +238,29 @@ def test_a_store_on_s3_needs_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
         tracking.resolve(Store(Folder("s3://bucket/work")), None)
+
+
+def test_the_mlflow_run_leads_to_the_ray_job_and_its_place_is_told(store: Store) -> None:
+    state = json.loads(store.root.read_text("runs/r1.json"))
+    state |= {"ray_job": "01000000", "submission": "kinetok-toy-1", "dashboard": "10.0.0.1:8265"}
+    store.root.write_text("runs/r1.json", json.dumps(state))
+    place = tracking.mirror(store, "r1", None, EXPERIMENT)
+    parent = _runs(store)[""]
+    assert parent.info.run_id in place
+    assert parent.data.tags["ray.job_id"] == "01000000" and parent.data.tags["ray.submission_id"] == "kinetok-toy-1"
+    page = "http://10.0.0.1:8265/#/jobs/kinetok-toy-1"
+    assert parent.data.tags["ray.dashboard"] == page and page in parent.data.tags["mlflow.note.content"]
+
+
+def test_figures_of_a_clusters_nodes_are_read_from_their_exporters() -> None:
+    page = "\n".join(
+        [
+            "# HELP ray_node_cpu_utilization busy",
+            'ray_node_cpu_utilization{ip="10.0.0.1"} 42.5',
+            'ray_node_mem_used{ip="10.0.0.1"} 2e+09',
+            'ray_node_gpus_utilization{GpuIndex="0"} 90',
+            'ray_node_gpus_utilization{GpuIndex="1"} 70',
+        ]
+    )
+    expected = {"cpu_utilization_percentage": 42.5, "system_memory_usage_megabytes": 2000.0, "gpu_utilization_percentage": 80.0}
+    assert dict(machine.node_figures(page)) == expected

