@@ -60,6 +60,40 @@ def test_the_autoscaler_buys_spot_first_and_falls_back() -> None:
     assert launched([TRAIN] * 8, unavailable=("train_spot",)) == {"train": 1}
 
 
+def test_a_dry_start_on_simulated_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `ray up` does before it has machines to talk to: fills in, makes a key and a security group, launches each kind of machine."""
+    import boto3
+    from moto import mock_aws
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    monkeypatch.setenv("HOME", str(tmp_path))  # the new key goes to ~/.ssh
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        boto3.client("iam").create_instance_profile(InstanceProfileName="kinetok-node")
+        config = bootstrap_aws(AWSNodeProvider.fillout_available_node_types_resources(prepared()))
+        kinds = config["available_node_types"]
+        assert kinds["train"]["resources"]["accelerator_type:A100"] == 1 and kinds["train"]["resources"]["memory"] > 800e9
+        provider = AWSNodeProvider(config["provider"], "kinetok")
+        for kind in kinds.values():
+            provider.create_node(kind["node_config"], {}, 1)
+        ec2 = boto3.client("ec2", "us-east-1")
+        machines = [one for reservation in ec2.describe_instances()["Reservations"] for one in reservation["Instances"]]
+        (group,) = [group for group in ec2.describe_security_groups()["SecurityGroups"] if group["GroupName"].startswith("ray-autoscaler")]
+    assert sorted((one["InstanceType"], one.get("InstanceLifecycle", "on demand")) for one in machines) == [
+        ("c7i.8xlarge", "on demand"),
+        ("c7i.8xlarge", "spot"),
+        ("m7i.2xlarge", "on demand"),
+        ("p4d.24xlarge", "on demand"),
+        ("p4d.24xlarge", "spot"),
+    ]
+    assert all(one["IamInstanceProfile"]["Arn"].endswith("/kinetok-node") for one in machines)
+    open_to_all = [rule.get("FromPort") for rule in group["IpPermissions"] if rule["IpRanges"]]
+    assert open_to_all == [22], "strangers reach SSH alone"
+
+
 def test_the_file_says_what_the_cluster_may_hold() -> None:
     cluster = Cluster((Nodes({"CPU": 0}),), tuple(addable_nodes(yaml.safe_dump(prepared()))))
     assert cluster.refusal(Ask("training worker", TRAIN, together=8 * 14)) is None
