@@ -15,6 +15,8 @@ from tests.chaos.run import CAUSAL
 from tests.chaos.world import wait_until
 
 from kinetok.infra.artifact import Artifact, Store
+from kinetok.infra.checkpoint import committed
+from kinetok.infra.fit import RUNS
 from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.storage import Folder
 
@@ -102,7 +104,7 @@ def test_a_node_that_is_announced_to_go_costs_no_step(cluster: Cluster, tmp_path
     def drain(base: Folder) -> None:
         reaches(5)(base)
         cluster.drain(0, seconds=20)
-        wait_until(lambda: any(path.name == "state.json" for path in base.local.glob("_work/ray/*/checkpoint_*/*")), 60)
+        wait_until(lambda: committed(base / RUNS) is not None, 60)
         cluster.lose_node(0)
 
     made = build(cluster, tmp_path / "store", job(0, 10 * STEPS, {"workers": 1, "max_workers": 2}), drain)
