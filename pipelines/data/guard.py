@@ -3,8 +3,8 @@
 FFmpeg runs strangers' bytes in native code; no exception ends a call that never returns, and none is raised by one that takes its process
 along. `guard` therefore has two ways of calling a function. Normally it calls it here, and ends this very process when the call takes too
 long: Ray then runs the task again, as it does after a crash. A task that is run again (`begun_before`) calls every video in a process
-apart instead, which costs a few milliseconds each. There the guilty one is found, tried `TRIES` times, and becomes a BadVideo: `crashed`
-or `timed_out`. Innocent tasks that were lost with their node pay the same few milliseconds.
+apart instead, which costs the start of that process and some milliseconds for each video. There the guilty one is found, tried `TRIES`
+times, and becomes a BadVideo: `crashed` or `timed_out`. Innocent tasks that were lost with their node pay the same.
 Not covered: what fails with an exception, and memory (`Limits` of `decode.py`; a process apart that the kernel kills counts as crashed).
 """
 
