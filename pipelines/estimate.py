@@ -12,9 +12,11 @@ from rich.table import Table
 
 from kinetok.infra.errors import ConfigError
 from kinetok.infra.plan import human_bytes, human_seconds
+from kinetok.pipelines.data.language_tasks import Generation, Storytelling
 from kinetok.pipelines.stages.clips import Clips
 from kinetok.pipelines.stages.diffusion import Diffusion
 from kinetok.pipelines.stages.encode import Encode
+from kinetok.pipelines.stages.language import Language
 from kinetok.pipelines.stages.model import Model
 from kinetok.pipelines.stages.text import Text
 from kinetok.pipelines.stages.train import Train
@@ -27,10 +29,13 @@ if TYPE_CHECKING:
     from kinetok.infra.stage import Resources, Stage
     from kinetok.llm.budget import Row
     from kinetok.llm.cost import Memory, Trained, TrainingCost
+    from kinetok.llm.divot.model import DivotLMConfig
     from kinetok.llm.presets import SizeName
     from kinetok.tokenizers.base import Batch, Tokenizer
 
 Stages = Mapping[str, "Stage"]
+CAPTION = 64
+"""Ids of the text beside the clips of a language model's sample."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,9 @@ def estimates(job: "Job") -> Iterator[Estimate]:
 
     for name in job.order():
         stage, resources = job.stages[name], job.resources[name]
-        if not isinstance(stage, Train | Diffusion):
+        if not isinstance(stage, Train | Diffusion | Language):
             continue
-        made = _tokenizer_training(stage, job.stages, resources) if isinstance(stage, Train) else _generator(stage, job.stages, resources)
+        made = _made(stage, job.stages, resources)
         cost = training_cost(*made, bf16=stage.precision == "bf16")
         memory = cost.memory(ema=stage.ema is not None, zero=resources.zero, workers=resources.workers)
         yield Estimate(name, cost, memory, stage.global_batch, stage.steps)
@@ -123,6 +128,55 @@ def human_count(count: float) -> str:
             return f"{count:.3g}{unit}"
         count /= 1000
     return f"{count:.3g} E"
+
+
+def _made(stage: Train | Diffusion | Language, stages: Stages, resources: "Resources") -> "tuple[Callable[[], Trained], Batch]":
+    """How a stage's trainable is made, and one micro-batch of it."""
+    if isinstance(stage, Train):
+        return _tokenizer_training(stage, stages, resources)
+    return _generator(stage, stages, resources) if isinstance(stage, Diffusion) else _language(stage, stages, resources)
+
+
+def _language(stage: Language, stages: Stages, resources: "Resources") -> "tuple[Callable[[], Trained], Batch]":
+    """How a language model's trainable is made, and one micro-batch of its longest task. ConfigError where its model is not there."""
+    import torch
+
+    from kinetok.llm.divot.collate import collate
+    from kinetok.llm.divot.language import outline_language
+    from kinetok.llm.divot.model import DivotLM
+    from kinetok.llm.divot.sequences import depict, describe
+    from kinetok.llm.divot.training import DivotLMTrainable
+    from kinetok.llm.divot.vocabulary import Vocabulary
+
+    config, vocabulary = _language_config(stage, stages), Vocabulary.of_bytes()
+    room = config.clip_tokens + 2
+    samples = []
+    for task in stage.tasks:
+        most = min(getattr(task, "clips", 1), max(1, (task.limit - CAPTION - 4) // room))
+        clips_CND = torch.zeros(most, config.clip_tokens, config.token_width)
+        if isinstance(task, Generation | Storytelling):
+            samples.append(depict(vocabulary, "x" * CAPTION, clips_CND, limit=task.limit))
+        else:
+            samples.append(describe(vocabulary, clips_CND, "x" * CAPTION, limit=task.limit))
+    batch = collate([max(samples, key=len)] * resources.batch_size, list(range(resources.batch_size)))
+
+    def build() -> DivotLMTrainable:
+        try:
+            return DivotLMTrainable(DivotLM(config, *outline_language(config.language)), stage.objective, checkpointing=resources.recompute)
+        except OSError as error:
+            raise ConfigError(f"{config.language}: {error}") from error
+
+    return build, batch
+
+
+def _language_config(stage: Language, stages: Stages) -> "DivotLMConfig":
+    """Numbers of the model that a stage trains, or goes on with."""
+    while stage.model is None:
+        start = stages[str(stage.start)]
+        if not isinstance(start, Language):
+            raise ConfigError(f"start: {stage.start} was trained elsewhere; what it costs is not known before it is in the store")
+        stage = start
+    return stage.model
 
 
 def _tokenizer_training(stage: Train, stages: Stages, resources: "Resources") -> "tuple[Callable[[], Trained], Batch]":

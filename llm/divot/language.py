@@ -84,6 +84,18 @@ def build_language(config: LanguageConfig) -> "tuple[PreTrainedModel, Vocabulary
     return _untrained(config, vocabulary), vocabulary
 
 
+def outline_language(config: LanguageConfig) -> "tuple[PreTrainedModel, Vocabulary]":
+    """As `build_language`, but of a pretrained model only the architecture: for what it costs, on the meta device."""
+    vocabulary = read_vocabulary(config)
+    if isinstance(config, UntrainedLanguage):
+        return _untrained(config, vocabulary), vocabulary
+    from transformers import AutoConfig
+
+    numbers = AutoConfig.from_pretrained(config.path, trust_remote_code=False)
+    numbers.vocab_size = max(numbers.vocab_size, len(vocabulary))
+    return _from_config(numbers), vocabulary
+
+
 def empty_language(folder: Path) -> "PreTrainedModel":
     """A model of the architecture that `folder/config.json` describes, with random weights."""
     from transformers import AutoConfig
