@@ -68,7 +68,7 @@ class Parcel:
     @property
     def command(self) -> str:
         """Runs the job in a folder that holds it as `JOB_FILE`."""
-        return shlex.join(["python", "-m", "kinetok.pipelines.cli", "run", JOB_FILE, *self.options])
+        return shlex.join(["python3", "-m", "kinetok.pipelines.cli", "run", JOB_FILE, *self.options])
 
     @property
     def prefix(self) -> str:

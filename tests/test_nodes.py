@@ -37,9 +37,16 @@ DECODING, COMPUTING = ("cut", "decode_unit"), ("RayTrainWorker", "Encoder")
 
 
 def kinetok(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
     command = [sys.executable, "-m", "kinetok.pipelines.cli", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the nodes and the commands of a test share: no token, one thread, and this very Python."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
 def placed(running: Running) -> dict[str, set[str]]:

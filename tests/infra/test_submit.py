@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import re
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,15 @@ JOB = "name: tiny\ntracking: null\nstages:\n  scenes: {kind: scenes, count: 1, s
 
 def kinetok(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """No token, whatever lies in this user's home; and the head finds this very Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        yield
 
 
 @pytest.fixture
@@ -71,7 +82,7 @@ def test_the_job_file_travels_alone_and_its_options_are_no_shell(parcel: Parcel,
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "300"},
     }
     assert [path.name for path in folder.iterdir()] == [JOB_FILE]
-    assert parcel.command == "python -m kinetok.pipelines.cli run job.yaml --set 'scenes.count=2; rm -rf /'"
+    assert parcel.command == "python3 -m kinetok.pipelines.cli run job.yaml --set 'scenes.count=2; rm -rf /'"
     assert re.fullmatch(r"kinetok-tiny_job-[0-9a-f]{12}-", parcel.prefix)
 
 
