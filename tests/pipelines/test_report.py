@@ -17,14 +17,20 @@ from kinetok.pipelines.data.clip_index import part_bytes, part_name
 from kinetok.pipelines.report.charts import chart, charts, ticks
 from kinetok.pipelines.report.page import judge
 from kinetok.pipelines.report.tables import (
+    Answers,
+    Asked,
     Carried,
+    ClipScore,
+    ClipScores,
     Condition,
     Figure,
     Generated,
     Generation,
     Geometry,
     Line,
+    Protocol,
     RungCost,
+    Score,
     Shown,
     ShownList,
     Strip,
@@ -113,6 +119,30 @@ def _carried(store: Store) -> Artifact:
     return _publish(store, "reconstruct", "carried")
 
 
+def _answers(store: Store) -> Artifact:
+    """One question about colour with a hostile answer, one that has no options."""
+    common = {"video": "v", "answer": "red", "said": HOSTILE, "exact": False, "blindly_said": "red", "blindly_exact": True}
+    closed = Asked(question="Which colour?", about="colour", options=("red", "blue"), chosen="red", blindly_chosen="blue", **common)  # type: ignore[arg-type]
+    free = Asked(question="What?", about="what", options=(), chosen=None, blindly_chosen=None, **common)  # type: ignore[arg-type]
+    asked = (closed, free)
+    scores = (Score.of("colour", [closed]), Score.of("what", [free]), Score.of("all", asked))
+    folder = store.folder("understand", "answers", "a" * 16)
+    folder.write_text("answers.json", Answers(model="tuned", split="val", scores=scores, asked=asked).model_dump_json())
+    return _publish(store, "understand", "answers")
+
+
+def _scores(store: Store) -> Artifact:
+    """Real clips without I3D's distance, generated ones with it."""
+    protocol = Protocol(clip=None, i3d="i3d.pt", frames=16, fps=8, resize="as it is", covariance="over N")
+    real = ClipScore(
+        name="real clips", videos=4, shown={"colour": 1.0, "shape": 0.75, "motion": 1.0, "all": 0.75}, clipsim=None, frechet=None
+    )
+    made = ClipScore(name="made", videos=4, shown={"colour": 0.25, "shape": 0.5, "motion": 0.0, "all": 0.0}, clipsim=None, frechet=301.44)
+    folder = store.folder("score", "scores", "s" * 16)
+    folder.write_text("scores.json", ClipScores(judge={"colour": 0.97}, protocol=protocol, lines=(real, made)).model_dump_json())
+    return _publish(store, "score", "scores")
+
+
 @pytest.fixture
 def page(tmp_path: Path) -> str:
     """The page of a good job whose captions and quarantine messages are hostile."""
@@ -133,6 +163,7 @@ def page(tmp_path: Path) -> str:
     inputs: dict[str, Artifact | tuple[Artifact, ...]] = {"clips": clips, "trained": (base, diffusion), "encoded": (tokens,)}
     inputs["quality"] = _publish(store, "evaluate", "quality", Counts(input=3, written=3))
     inputs |= {"generated": (_generated(store),), "carried": (_carried(store),)}
+    inputs |= {"answers": (_answers(store),), "scores": (_scores(store),)}
     out = Folder(str(tmp_path / "out"))
     context = StageContext("report", "0" * 16, inputs, out, Resources(), lambda **_: None, threading.Event())
     stage = Report(
@@ -142,6 +173,8 @@ def page(tmp_path: Path) -> str:
         encoded=(Ref("tokens"),),
         generated=(Ref("made"),),
         carried=(Ref("carried"),),
+        answers=(Ref("answers"),),
+        scores=(Ref("scores"),),
     )
     assert stage.run(context).metrics["bytes"] > 1000
     return out.read_text("report.html")
@@ -170,6 +203,15 @@ def test_what_tokens_carry_stands_with_its_controls_and_with_what_was_not_measur
         "301.4 (24",
     ):
         assert text in page, text
+
+
+def test_answers_and_scores_stand_beside_chance_and_what_was_not_measured(page: str) -> None:
+    rows = [re.sub(r"<[^>]+>", "|", row).replace("||", "|") for row in re.findall(r"<tr><td class=\"name\">.*?</tr>", page)]
+    text = "\n".join(rows)
+    assert "|colour|1|0 %|100 %|100 %|0 %|50 %|" in text and "|what|1|0 %|100 %|" in text and "|all|2|0 %|100 %|100 %|0 %|50 %|" in text
+    assert "|real clips|4|100 %|75 %|100 %|75 %|not measured|not measured|" in text
+    assert "|made|4|25 %|50 %|0 %|0 %|not measured|301.4|" in text
+    assert "CLIP none, I3D i3d.pt; clips of 16 frames at 8 fps; as it is; covariance over N." in page
 
 
 def test_text_from_strangers_is_escaped(page: str) -> None:

@@ -15,7 +15,7 @@ from tests.pipelines.stages.test_train import Alone
 from kinetok.infra.artifact import Artifact, Store
 from kinetok.infra.errors import ConfigError, ContractError
 from kinetok.infra.fit import SUMMARY, TURN
-from kinetok.infra.job import parse_job
+from kinetok.infra.job import Job, parse_job
 from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.stage import Resources, StageContext
 from kinetok.infra.storage import Folder
@@ -24,6 +24,7 @@ from kinetok.pipelines.catalog import STAGES
 from kinetok.pipelines.data.language_feed import LanguageSpec
 from kinetok.pipelines.data.token_shards import TokenShards
 from kinetok.pipelines.data.verify import problems
+from kinetok.pipelines.estimate import estimates
 from kinetok.pipelines.models import language_spec, open_language
 from kinetok.pipelines.report.tables import ANSWERS, Answers
 from kinetok.pipelines.stages import language
@@ -177,8 +178,8 @@ def test_answers_are_scored_by_kind_beside_chance_and_another_clip(store: Store,
     assert made.record.metrics["all/choice"] == sum(right) / 6
 
 
-def told(**changes: Any) -> list[str]:
-    """Every problem of a job with some fields of its language stages changed."""
+def job(**changes: Any) -> Job:
+    """A job with some fields of its language stages changed."""
     stages = {
         "scenes": {"kind": "scenes"},
         "videos": {"kind": "ingest", "made_by": "scenes"},
@@ -190,8 +191,13 @@ def told(**changes: Any) -> list[str]:
         "tuned": {"kind": "language", **TUNED, **changes.pop("tuned", {})},
         "written": {"kind": "write", "model": "tuned", "data": "clips", **changes.pop("written", {})},
     }
+    return parse_job({"name": "j", "stages": stages, "resources": {"default": {"batch_size": 2}}}, STAGES)
+
+
+def told(**changes: Any) -> list[str]:
+    """Every problem of such a job."""
     try:
-        parse_job({"name": "j", "stages": stages, "resources": {"default": {"batch_size": 2}}}, STAGES)
+        job(**changes)
     except ConfigError as error:
         return [line.strip() for line in str(error).splitlines()]
     return []
@@ -213,6 +219,17 @@ def told(**changes: Any) -> list[str]:
 def test_what_cannot_work_is_refused_when_the_job_is_read(changes: dict[str, Any], start: str) -> None:
     found = told(**changes)
     assert len(found) == bool(start) and all(line.startswith(start) for line in found), json.dumps(found)
+
+
+@pytest.mark.slow
+def test_language_models_are_priced_before_they_run(store: Store) -> None:
+    """What is trained and what adapters leave frozen, and memory that does not grow with the clips that nobody asks for."""
+    found = {each.stage: each.cost for each in estimates(job())}
+    made = {name: sum(weight.numel() for weight in open_language(store.find(name)).parameters()) for name in ("language", "tuned")}
+    assert found["language"].trained == made["language"] and found["language"].frozen == 0
+    assert 0 < found["tuned"].trained - found["tuned"].frozen < made["tuned"] < found["tuned"].trained + found["tuned"].frozen
+    short = {each.stage: each.cost for each in estimates(job(language={"tasks": [{"kind": "captioning", "clips": 1}]}))}
+    assert short["language"].activations < found["language"].activations and short["language"].flops < found["language"].flops
 
 
 def test_captions_stand_for_the_clips(folder: Path) -> None:
