@@ -39,7 +39,8 @@ from kinetok.infra.job import parse_job
 from kinetok.infra.plan import Step, plan
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.catalog import STAGES
-from kinetok.pipelines.data.clip_parts import Row, finish_index, finished_parts, write_part
+from kinetok.pipelines.data.clip_index import Row
+from kinetok.pipelines.data.clip_parts import finish_index, finished_parts, write_part
 from kinetok.pipelines.data.recipe import IndexRecipe
 from kinetok.pipelines.data.sources import SourcePlan, check_unchanged, list_source, write_plan
 from kinetok.pipelines.data.token_shards import Sample, resume, write_shard
@@ -206,7 +207,7 @@ class Simulation:
         self.clock = Clock()
         self.memory = MemoryStore(self.clock)
         s3._client = lambda: self.memory
-        s3.time = SimpleNamespace(monotonic=lambda: self.clock.now, sleep=self.clock.sleep)  # type: ignore[assignment]
+        s3.time = SimpleNamespace(monotonic=lambda: self.clock.now, sleep=self.clock.sleep)  # type: ignore[attr-defined]
         self.driver: dict[str, float] = {}
         self.given_up = 0
         for number in range(shards):
@@ -310,14 +311,28 @@ class Simulation:
 
 
 def _record(kind: str, name: str, key: str, config: dict[str, Any], *, counts: Counts | None = None, facts: Any = None) -> Record:
-    at = {"started": "2026-01-01T00:00:00+00:00", "seconds": 1.0}
-    held = {"config": config, "counts": counts or Counts(), "facts": facts or {}}
-    return Record(kind=kind, name=name, key=key, version=1, digest="", **held, **at)
+    return Record(
+        kind=kind,
+        name=name,
+        key=key,
+        version=1,
+        config=config,
+        facts=facts or {},
+        digest="",
+        counts=counts or Counts(),
+        started="2026-01-01T00:00:00+00:00",
+        seconds=1.0,
+    )
 
 
 def _rows(shard: int) -> list[Row]:
     """Clips of one shard as `clips` would find them."""
-    window = {"url": f"s3://data/webvid/{shard:06d}.tar", "bytes": 1 << 20, "caption": "a dog runs over a field", "decision": "kept"}
+    window: dict[str, str | int | float | None] = {
+        "url": f"s3://data/webvid/{shard:06d}.tar",
+        "bytes": 1 << 20,
+        "caption": "a dog runs over a field",
+        "decision": "kept",
+    }
     ids = [f"{shard:06d}/{number:04d}" for number in range(CLIPS)]
     return [{**window, "id": f"{name}/0", "video": name, "shard": shard, "group": name, "split": "train", "start": 0.0} for name in ids]
 

@@ -105,7 +105,7 @@ class Step:
             "reason": self.reason,
             "changes": [{"path": c.path, "old": c.old, "new": c.new, "upstream": c.upstream} for c in self.changes],
             "inputs": {name: value if isinstance(value, str) else list(value) for name, value in self.inputs.items()},
-            "expected": dict(plain(asdict(guess))),
+            "expected": plain(asdict(guess)),
         }
 
 

