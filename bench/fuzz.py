@@ -161,11 +161,12 @@ def _targets(folder: Path) -> dict[str, Callable[[bytes], str]]:
     from kinetok.pipelines.data.clip_parts import shard_rows
     from kinetok.pipelines.data.decode import decode_clips, probe
     from kinetok.pipelines.data.reasons import BadVideo
-    from kinetok.pipelines.data.recipe import CutRecipe
+    from kinetok.pipelines.data.recipe import CutRecipe, Filters
     from kinetok.pipelines.data.sources import Shard, SourcePlan, version_of
     from kinetok.pipelines.data.tars import DamagedShard, read_samples
 
-    recipe = CutRecipe(fps=8, frames=5, height=32, width=32)
+    wide = Filters(min_side=1, max_aspect=1000, min_motion=0, min_luma=0, min_contrast=0)
+    recipe = CutRecipe(fps=8, frames=5, height=32, width=32, filters=wide)
 
     def tar(data: bytes) -> str:
         try:
