@@ -30,13 +30,13 @@ class ClipSim:
 
     def __init__(self, path: str, device: torch.device | None = None) -> None:
         """ValueError or OSError where there is none; weights are read from safetensors alone."""
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
         self.device = device or torch.device("cpu")
-        model = CLIPModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
-        self.edge = model.config.vision_config.image_size
-        self.length = model.config.text_config.max_position_embeddings
-        self.model = nn.Module.to(model, self.device).eval()
+        model: nn.Module = CLIPModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(path)
+        self.edge, self.length = config.vision_config.image_size, config.text_config.max_position_embeddings
+        self.model = model.to(self.device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
 
     @torch.no_grad()
