@@ -34,13 +34,18 @@ def cluster(nodes: Sequence[Mapping[str, float]], *, head_cpus: int = 0) -> Iter
     from ray.cluster_utils import Cluster
 
     port = free_port()
-    common = {"object_store_memory": STORE_BYTES}
-    head = {**common, "num_cpus": head_cpus, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
-    group = Cluster(initialize_head=True, head_node_args=head)
+    # Jobs are submitted through the head's agent, whose usual port another cluster of this machine may hold.
+    dashboard = {
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": port,
+        "dashboard_agent_listen_port": free_port(),
+    }
+    group = Cluster(initialize_head=True, head_node_args={**dashboard, "num_cpus": head_cpus, "object_store_memory": STORE_BYTES})
     try:
         for node in nodes:
             custom = {name: amount for name, amount in node.items() if name != "CPU"}
-            group.add_node(**common, num_cpus=int(node["CPU"]), resources=custom)
+            group.add_node(num_cpus=int(node["CPU"]), resources=custom, object_store_memory=STORE_BYTES)
         yield Running(group.address, f"http://127.0.0.1:{port}")
     finally:
         group.shutdown()
