@@ -87,7 +87,7 @@ SPLITS: Final = {"train": (4032, 1), "val": (192, 2), "judge": (4032, 3)}
 """Scenes of a split, and the seed they are drawn from."""
 RECONSTRUCTED = 96
 """Held-out scenes that reconstruction is measured on: one of each combination."""
-CLIP_BATCH, TEXT_BATCH, JUDGE_BATCH = 32, 32, 64
+CLIP_BATCH, TEXT_BATCH, JUDGE_BATCH, SAMPLED_BATCH = 32, 32, 64, 64
 NUMBERS: Final = TOKENIZER.encoder.tokens * TOKENIZER.encoder.token_width
 """Of all a clip's tokens."""
 LR = 1e-3
@@ -181,6 +181,11 @@ def fresh_tokenizer() -> DivotTokenizer:
     return DivotTokenizer(TOKENIZER, FrozenViT.load(TOKENIZER.vit), lower)
 
 
+def runs(count: int) -> list[range]:
+    """Places 0 to `count` in runs of a batch."""
+    return [range(start, min(start + SAMPLED_BATCH, count)) for start in range(0, count, SAMPLED_BATCH)]
+
+
 def to_pixels(video_BTHWC: Tensor) -> Tensor:
     """Bytes as floats in [-1, 1], (B, C, T, H, W)."""
     return video_BTHWC.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
@@ -256,17 +261,14 @@ class Study:
     def shown(self, model: DivotTokenizer, token_BMD: Tensor, guidance: float | None = None) -> Tensor:
         """Clips that the de-tokenizer makes of tokens, one noise for each place in the split, whatever is compared."""
         sampler = TOKENIZER.sampler if guidance is None else TOKENIZER.sampler.model_copy(update={"guidance": guidance})
-        seeds = list(range(len(token_BMD)))
-        parts = zip(token_BMD.split(32), [seeds[start : start + 32] for start in seeds[::32]], strict=True)
-        return torch.cat([model.decode(Tokens(part, frames=plain.FRAMES), chosen, sampler) for part, chosen in parts])
+        parts = (Tokens(token_BMD[part.start : part.stop], frames=plain.FRAMES) for part in runs(len(token_BMD)))
+        return torch.cat([model.decode(tokens, part, sampler) for tokens, part in zip(parts, runs(len(token_BMD)), strict=True)])
 
     def generation(self, language: DivotLM, detokenizer: DivotTokenizer, *, instructed: bool = False) -> Figures:
         """Scores of clips made for the captions of the held-out scenes."""
         scenes = self.material.val.scenes
         prompts = [ask_clip(language.vocabulary, scenes.caption(row), instructed=instructed) for row in range(len(scenes))]
-        token_BMD = torch.cat(
-            [make_clips(language, prompts[start : start + 64], range(start, start + 64)) for start in range(0, len(prompts), 64)]
-        )
+        token_BMD = torch.cat([make_clips(language, [prompts[row] for row in part], part) for part in runs(len(prompts))])
         said = judge.score(self.token_judge, token_BMD, scenes.labels)
         apart = judge.distance(self.token_judge, token_BMD, self.tokens("val"))
         return self.scores(self.shown(detokenizer, token_BMD)) | {"tokens": said, "token_distance": apart}
@@ -367,8 +369,7 @@ def _drawn_tokens(study: Study) -> Tensor:
     if not cache.exists():
         model, scenes = study.language("gmm"), study.material.train.scenes
         prompts = [ask_clip(model.vocabulary, scenes.caption(row), instructed=False) for row in range(len(scenes))] * DRAWS
-        parts = [range(start, min(start + 64, len(prompts))) for start in range(0, len(prompts), 64)]
-        torch.save(torch.cat([make_clips(model, [prompts[row] for row in part], list(part)) for part in parts]), cache)
+        torch.save(torch.cat([make_clips(model, [prompts[row] for row in part], part) for part in runs(len(prompts))]), cache)
     loaded: Tensor = torch.load(cache, weights_only=True)
     return loaded
 
@@ -446,11 +447,11 @@ def _answers(study: Study, model: DivotLM) -> Figures:
     figures: Figures = {}
     for factor, question in plain.QUESTIONS.items():
         prompts = [ask(model.vocabulary, token_MD[None], question) for token_MD in token_NMD]
-        said = [text for start in range(0, len(prompts), 64) for text in complete(model, prompts[start : start + 64], range(64), SHORT)]
+        said = [text for part in runs(len(prompts)) for text in complete(model, [prompts[row] for row in part], part, SHORT)]
         exact = [same_answer(text, scenes.word(factor, row)) for row, text in enumerate(said)]
         options = plain.FACTORS[factor]
-        chosen = [choose(model, token_NMD[row][None], question, options, limit=LIMIT) for row in range(0, len(scenes), 2)]
-        right = [choice == int(scenes.labels[factor][2 * place]) for place, choice in enumerate(chosen)]
+        chosen = [choose(model, token_MD[None], question, options, limit=LIMIT) for token_MD in token_NMD]
+        right = [choice == label for choice, label in zip(chosen, scenes.labels[factor].tolist(), strict=True)]
         figures[factor] = {"exact": sum(exact) / len(exact), "choice": sum(right) / len(right), "chance": 1 / len(options)}
     return figures
 
