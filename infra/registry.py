@@ -79,9 +79,7 @@ def local_files(artifact: Artifact, names: Iterable[str]) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="kinetok-") as scratch:
         for name in (name for name in names if artifact.folder.exists(name)):
-            target = Path(scratch) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(artifact.folder.read_bytes(name))
+            artifact.folder.fetch(name, Path(scratch) / name)
         yield Path(scratch)
 
 

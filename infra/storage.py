@@ -134,6 +134,12 @@ class Folder:
         with io.BufferedReader(raw, BUFFER_BYTES) as stream:
             yield stream
 
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy a file to a local path, a few blocks in memory at a time; folders on the way are made."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self.open(name) as source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file, READ_BUFFER_BYTES)
+
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write the file whole, replacing any old one in one step; raises StoreError where that fails, as all writes do."""
         target = self.path(name)

@@ -111,9 +111,7 @@ def on_disk(folder: Folder, *, skip: tuple[str, ...] = ()) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="kinetok-") as copy:
         for name in (name for name in folder.files() if not any(fnmatch(name, pattern) for pattern in skip)):
-            target = Path(copy, name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(folder.read_bytes(name))
+            folder.fetch(name, Path(copy, name))
         yield Path(copy)
 
 

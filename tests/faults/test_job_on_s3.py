@@ -49,7 +49,7 @@ def _run(job: Path, store: str) -> None:
             capture_output=True,
             text=True,
             timeout=600,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "120"},
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 

@@ -37,6 +37,22 @@ def test_files_come_back_as_written(folder: Folder) -> None:
     assert folder.read_bytes("a") == b"new"
 
 
+def test_fetch_copies_to_a_local_path(folder: Folder, tmp_path: Path) -> None:
+    for name, data in (("empty", b""), ("sub/full", b"0123456789")):
+        folder.write_bytes(name, data)
+        folder.fetch(name, tmp_path / "here" / name)
+        assert (tmp_path / "here" / name).read_bytes() == data
+
+
+def test_copy_writes_the_last_file_last(folder: Folder) -> None:
+    for name in ("a", "sub/b", "state"):
+        folder.write_text(name, name)
+    (folder / "sub").copy(folder / "to", last="b")
+    assert (folder / "to").files() == {"b": 5}
+    with pytest.raises(FileNotFoundError):
+        (folder / "sub").copy(folder / "again", last="gone")
+
+
 def test_put_file_takes_the_file_away(folder: Folder, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"data")
@@ -152,6 +168,8 @@ def test_a_store_that_does_not_answer_is_named(object_store: str) -> None:
 
 def test_a_folder_is_its_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="no place that kinetok can use"):
+        Folder("gs://bucket")
     assert Folder("work") == Folder(str(tmp_path / "work")) == Folder(f"file://{tmp_path}/work/")
     assert pickle.loads(pickle.dumps(Folder("s3://b/c/"))) == Folder("s3://b/c")
     with pytest.raises(StoreError, match="not a local folder"):
