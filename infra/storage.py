@@ -214,11 +214,11 @@ class Folder:
         self._copy_file(last, target)
 
     def _copy_file(self, name: str, target: "Folder") -> None:
-        if self.is_local:
-            with _clear_errors(target.path(name)), _aside(target.path(name)) as aside:
-                shutil.copyfile(self.path(name), aside)
-        else:
+        if not self.is_local:
             s3.copy(self._at(name), target._at(name))
+            return
+        with open(self.path(name), "rb") as source, _clear_errors(target.path(name)), _aside(target.path(name)) as aside:
+            shutil.copyfile(source.name, aside)
 
     def found(self, under: str = "") -> list[Found]:
         """Every file below `under` by its name from here, with size and version; what unfinished writes left aside is no file."""
