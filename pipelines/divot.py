@@ -31,8 +31,9 @@ from kinetok.infra.storage import Folder
 from kinetok.llm.divot.generation import Decoding, complete, make_clips, tell
 from kinetok.llm.divot.model import DivotLM
 from kinetok.llm.divot.sequences import ask, ask_clip
-from kinetok.pipelines.data.decode import BadVideo, decode_clips, probe, read_video
+from kinetok.pipelines.data.decode import decode_clips, probe, read_video
 from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec
+from kinetok.pipelines.data.reasons import BadVideo
 from kinetok.pipelines.data.token_shards import require_spec
 from kinetok.pipelines.models import DEFAULT_STORE, MODEL, REGISTRY, STORE_VARIABLE, load, on_disk
 from kinetok.pipelines.report.panel import enlarged, mp4, pixels

@@ -140,7 +140,7 @@ class SceneFeed:
     def load(self, positions: list[int]) -> Batch:
         """The samples at these global positions."""
         clips, labels = zip(*(self._clip(position) for position in positions), strict=True)
-        told = {factor: torch.tensor([label[factor] for label in labels]) for factor in OPTIONS}
+        told: Batch = {factor: torch.tensor([label[factor] for label in labels]) for factor in OPTIONS}
         seeds = torch.tensor([sample_seed(self.seed, position) for position in positions])
         return {"video_BCTHW": torch.stack(clips), "seed_B": seeds, **told}
 

@@ -39,14 +39,15 @@ class Instructions(Stage):
             yield "scenes: name either scenes or a source, the one that the questions are from"
 
     def run(self, ctx: StageContext) -> StageResult:
-        from kinetok.pipelines.data.instructions import FACTS, QUESTIONS, STORIES, of_scenes, parse
+        from kinetok.pipelines.data.instructions import FACTS, QUESTIONS, STORIES, Story, of_scenes, parse
         from kinetok.pipelines.stages.scenes import Scenes
 
         drawn = ctx.optional("scenes")
         if drawn is not None:
             scenes = Scenes.model_validate(drawn.record.config)
             found = list(of_scenes(scenes.drawn, shard_videos=scenes.shard_videos))
-            questions, stories = [asked for asked, _ in found], []
+            questions = [asked for asked, _ in found]
+            stories: list[Story] = []
             _write(ctx, FACTS, [facts for _, facts in found])
         else:
             questions, stories = parse(read_user_file(str(self.source)).decode(), str(self.source))

@@ -123,7 +123,7 @@ class Scorer:
         right = [
             {factor: value == fact.answers[factor] for factor, value in found.items()} for (fact, _), found in zip(pairs, seen, strict=True)
         ]
-        shares = {factor: sum(each[factor] for each in right) / len(right) for factor in right[0]}
+        shares: dict[str, float] = {factor: sum(each[factor] for each in right) / len(right) for factor in right[0]}
         return {**shares, "all": sum(all(each.values()) for each in right) / len(right)}
 
     def _real(self, ids: Sequence[str]) -> "Iterator[Tensor]":
