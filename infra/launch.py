@@ -69,6 +69,8 @@ def _connect(cpus: int | None, custom: dict[str, float]) -> None:
         # A submitted Ray job came with its own modules, and Ray refuses a second set.
         ray.init(log_to_driver=False, runtime_env=None if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else shipped())
         return
+    # Ray reads LOOPBACK when it is imported, which a stage may have done before.
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         "local",  # never a cluster that somebody started on this machine for something else
         num_cpus=cpus or os.cpu_count(),

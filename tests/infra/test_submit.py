@@ -184,7 +184,7 @@ def test_submitted_over_a_line_that_breaks(running: Running, tmp_path: Path) -> 
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cancelled_job_stops_where_it_may_go_on(running: Running, tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(JOB.replace("count: 1", "count: 100000"))
