@@ -78,6 +78,7 @@ class Cluster:
         self.skews = [0] * nodes
         self.clock = build_clock(folder)
         self.starts = 0
+        self.logs: dict[int, Path] = {}
 
     @property
     def address(self) -> str:
@@ -93,6 +94,11 @@ class Cluster:
         for number, node in enumerate(self.nodes):
             if node is None or node.poll() is not None:
                 self.start_node(number)
+
+    def joined(self) -> bool:
+        """Start what is not running, and say whether all nodes have joined: kinetok refuses what a cluster without nodes cannot hold."""
+        self.start()
+        return all(b"Ray runtime started" in self.logs[node.pid].read_bytes() for node in self.nodes if node is not None)
 
     def start_node(self, number: int) -> None:
         arguments = [f"--address={self.address}", f"--num-cpus={self.cpus}"]
@@ -140,9 +146,13 @@ class Cluster:
         common += ["--node-ip-address=127.0.0.1", "--disable-usage-stats"] + (
             [f"--temp-dir={self.folder}/ray"] if "--head" in arguments else []
         )
-        log = (self.folder / f"node-{self.starts}.log").open("wb")
+        log = self.folder / f"node-{self.starts}.log"
         environment = os.environ | ENVIRONMENT | self.environment | extra
-        return subprocess.Popen([_RAY, "start", *arguments, *common], env=environment, stdout=log, stderr=log, start_new_session=True)
+        with log.open("wb") as file:
+            command = [_RAY, "start", *arguments, *common]
+            started = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+        self.logs[started.pid] = log
+        return started
 
     def _wait_for_head(self) -> None:
         deadline = time.monotonic() + 90

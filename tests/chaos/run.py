@@ -19,7 +19,7 @@ from pathlib import Path
 import boto3
 import yaml
 from tests.chaos.faults import KINDS, Repair, Target, draw
-from tests.chaos.world import BUCKET, World, open_world
+from tests.chaos.world import BUCKET, World, open_world, wait_until
 
 from kinetok.infra.artifact import Artifact, Store
 from kinetok.infra.storage import Folder
@@ -94,6 +94,7 @@ def chaos(folder: Path, *, faults: int, seed: int) -> Outcome:
     with open_world(folder) as world:
         job = folder / "job.yaml"
         job.write_text(yaml.safe_dump(JOB | {"store": world.store}))
+        wait_until(world.cluster.joined, 300)
         # Where the machine suspends this process for longer than a lease lasts, and the store with it, the job is to be run again.
         calm = any(world.driver(job).wait() == 0 for _ in range(TRIES))
         assert calm, f"the undisturbed job failed: see {folder}/driver.log"
@@ -146,7 +147,7 @@ def _round(world: World, job: Path, plan: list[str], share: int, outcome: Outcom
 
 def _driver(world: World, job: Path, skew: int, outcome: Outcome) -> "subprocess.Popen[bytes]":
     """What an operator does: see that the cluster is there, and give the same command again."""
-    world.cluster.start()
+    wait_until(world.cluster.joined, 300)
     outcome.drivers += 1
     _say(outcome, f"driver {outcome.drivers} starts" + (f", {skew:+d} s off" if skew else ""))
     return world.driver(job, skew)

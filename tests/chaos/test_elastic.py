@@ -45,7 +45,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     folder = tmp_path / "cluster"
     folder.mkdir()
     made = Cluster(folder, {}, cpus=1)
-    made.start()
+    wait_until(made.joined, 120)
     yield made
     made.stop()
 
