@@ -111,7 +111,7 @@ def _replay(store: Store, run: JobRun, uri: str, experiment: str) -> str:
     with connect(store, uri) as client, _alone(store):
         number = experiment_id(client, store, uri, experiment)
         found = client.search_runs([number], f"tags.`kinetok.run` = '{run.run_id}'", max_results=1000)
-        work = _Mirror(client, number, store, run, {known.data.tags.get("kinetok.stage", ""): known for known in found})
+        work = _Mirror(client, number, store, run, _by_stage(client, found))
         _open_parent(work)
         for name, stage in run.stages.items():
             if stage.status in ENDS:
@@ -123,6 +123,18 @@ def _replay(store: Store, run: JobRun, uri: str, experiment: str) -> str:
             (store.root / RUNS / run.run_id).write_text(MARKER, json.dumps(marker))
         place = f"experiments/{number}/runs/{work.place('').run_id}"
         return f"{redact(uri)}/#/{place}" if uri.startswith("http") else f"{place} of {redact(uri)}"
+
+
+def _by_stage(client: "MlflowClient", found: Sequence["Run"]) -> dict[str, "Run"]:
+    """One MLflow run for each stage, the parent's name empty.
+
+    A server that makes a run but answers too late is asked again and makes another: the one that was written to stays, the rest goes.
+    """
+    known: dict[str, Run] = {}
+    for run in sorted(found, key=lambda run: (-len(run.data.tags), run.info.run_id)):
+        if known.setdefault(run.data.tags.get("kinetok.stage", ""), run) is not run:
+            client.delete_run(run.info.run_id)
+    return known
 
 
 @contextmanager

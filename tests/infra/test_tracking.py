@@ -264,3 +264,13 @@ def test_figures_of_a_clusters_nodes_are_read_from_their_exporters() -> None:
     )
     expected = {"cpu_utilization_percentage": 42.5, "system_memory_usage_megabytes": 2000.0, "gpu_utilization_percentage": 80.0}
     assert dict(machine.node_figures(page)) == expected
+
+
+def test_a_run_that_a_late_answer_made_twice_is_removed(store: Store) -> None:
+    tracking.mirror(store, "r1", None, EXPERIMENT)
+    first, client = _picture(store), _client(store)
+    for run in _runs(store).values():
+        kept = {name: run.data.tags[name] for name in ("kinetok.run", "kinetok.stage", "mlflow.parentRunId") if name in run.data.tags}
+        client.create_run(run.info.experiment_id, run.info.start_time, kept)
+    tracking.mirror(store, "r1", None, EXPERIMENT)
+    assert _picture(store) == first
