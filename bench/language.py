@@ -29,8 +29,8 @@ from kinetok.llm.divot.training import PLAYER, DivotLMObjective, DivotLMTrainabl
 from kinetok.llm.gmm import parameter_count
 from kinetok.tokenizers.base import Batch
 
-BATCH: Final = 2
-MODEL = DivotLMConfig(language=UntrainedLanguage(width=384, hidden=1024, depth=6, heads=6, key_heads=3), clip_tokens=64, token_width=32)
+BATCH: Final = 4
+MODEL = DivotLMConfig(language=UntrainedLanguage(width=384, hidden=1024, depth=8, heads=6, key_heads=3), clip_tokens=64, token_width=32)
 """Large enough that the step is the language model's, as it is at full size."""
 GENERATION_POSITIONS: Final = 180
 """Of a published generation sample; 64 of them are queries."""
