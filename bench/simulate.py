@@ -53,7 +53,7 @@ SECONDS = {"put": 0.04, "get": 0.02, "list": 0.08}
 """From request to answer."""
 LIMITS = {"put": 3500, "get": 5500, "list": 5500}
 """Requests per second that S3 promises for a prefix."""
-ROUNDS = 3
+ROUNDS = 10
 """Shards of one worker, where the store's limit is sought."""
 SPREAD = 0.3
 """Of the workers' computing times, as a part of their mean."""
@@ -371,7 +371,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     asked.add_argument("--shards", type=int, nargs="+", default=[100, 1000, 10_000])
     asked.add_argument("--workers", type=int, default=1000)
-    asked.add_argument("--compute", type=float, nargs="+", default=[30.0, 3.0, 1.0, 0.3, 0.1], help="seconds of work in a shard")
+    asked.add_argument("--compute", type=float, nargs="+", default=[30.0, 3.0, 1.0, 0.3], help="seconds of work in a shard")
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--json", type=Path)
     given = asked.parse_args()
