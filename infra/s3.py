@@ -92,12 +92,13 @@ def ask(at: Place, verb: str, operation: str, take: Callable[[Answer], T], **par
     this place, and why.
     """
     from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
 
     began = time.monotonic()
     for attempt in range(ATTEMPTS):
         try:
             return take(getattr(_client(), operation)(Bucket=at.bucket, **parameters))
-        except (ClientError, BotoCoreError) as error:
+        except (ClientError, BotoCoreError, HTTPError) as error:  # the last from a listing that is cut off, unwrapped
             if _code(error) in _REFUSALS or (_code(error) in _ABSENT and "IfMatch" in parameters):
                 raise Refused(again=attempt > 0) from error
             if _code(error) in _ABSENT:
@@ -144,12 +145,14 @@ def _answer(error: BaseException | None) -> Answer:
 def _passes(error: Exception) -> bool:
     """Whether the same request may succeed a moment later."""
     from botocore import exceptions, parsers
+    from urllib3.exceptions import HTTPError
 
     passing = (
         exceptions.HTTPClientError,  # refused, reset, timed out, cut off while the body was read
         exceptions.IncompleteReadError,
         exceptions.FlexibleChecksumError,
         parsers.ResponseParserError,
+        HTTPError,
     )
     return isinstance(error, passing) or _status(error) >= 500 or _status(error) == 429 or _code(error) in _PASSING
 
