@@ -45,7 +45,9 @@ def cluster(nodes: Sequence[Mapping[str, float]], *, head_cpus: int = 0) -> Iter
     try:
         for node in nodes:
             custom = {name: amount for name, amount in node.items() if name != "CPU"}
-            group.add_node(num_cpus=int(node["CPU"]), resources=custom, object_store_memory=STORE_BYTES)
+            # A folder of its own, as on a machine of its own: nodes would unpack the wheel over each other's.
+            own = tempfile.mkdtemp(prefix="kn", dir="/tmp")
+            group.add_node(num_cpus=int(node["CPU"]), resources=custom, object_store_memory=STORE_BYTES, temp_dir=own)
         yield Running(group.address, f"http://127.0.0.1:{port}")
     finally:
         group.shutdown()
