@@ -103,6 +103,5 @@ def test_filters_can_be_opened_wide() -> None:
 
 def test_a_bad_video_gives_no_rows_at_all() -> None:
     data = encode([picture for _ in range(4) for picture in moving(24)], rate=24)
-    rows = cut_video(data[: len(data) * 2 // 3], "v", CutRecipe(fps=8, frames=5, height=32, width=32))
     with pytest.raises(BadVideo):
-        next(iter(rows))
+        cut_video(data[: len(data) * 2 // 3], "v", CutRecipe(fps=8, frames=5, height=32, width=32))
