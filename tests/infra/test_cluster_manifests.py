@@ -8,6 +8,7 @@ import copy
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_nothing_secret_stands_in_them_and_versions_are_those_of_the_package() -
 
 
 def test_the_container_file_passes_the_linter() -> None:
-    linter = shutil.which("hadolint")
+    linter = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     assert linter, "hadolint comes with requirements.lock"
     found = subprocess.run([linter, str(FOLDER / "Containerfile")], check=False, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
