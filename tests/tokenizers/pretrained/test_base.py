@@ -155,7 +155,9 @@ def test_settings_are_part_of_the_digest(make_model: MakeModel, adapt: Adapt) ->
 
 def test_classes_without_an_adapter_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLMochi"}))
-    with pytest.raises(ValueError, match="no adapter for diffusers' AutoencoderKLMochi; there are some for AutoencoderKL, AutoencoderKLCogVideoX, "):
+    with pytest.raises(
+        ValueError, match="no adapter for diffusers' AutoencoderKLMochi; there are some for AutoencoderKL, AutoencoderKLCogVideoX, "
+    ):
         load(tmp_path)
 
 
