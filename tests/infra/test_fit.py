@@ -191,7 +191,7 @@ def test_bad_data_ends_the_run_without_further_restarts(by_value: None, tmp_path
 
 @pytest.mark.ray
 def test_more_workers_than_the_cluster_can_hold_is_an_error(ray_cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="4 workers x 2 CPU need 8 CPU, the cluster has 4: lower workers or cpus"):
+    with pytest.raises(ConfigError, match="asks for 4 x training worker of 2 CPU at once, the whole cluster has room for 2"):
         run(tmp_path, workers=4, cpus=2.0, batch_size=1)
 
 
