@@ -18,7 +18,7 @@ def _tracked(*folders: str) -> set[str]:
 
 
 def test_wheel_holds_exactly_the_tracked_files_of_the_four_folders(tmp_path: Path) -> None:
-    from kinetok.infra.launch import build_wheel
+    from kinetok.infra.wheel import build_wheel
 
     wheel = build_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as box:
@@ -26,7 +26,7 @@ def test_wheel_holds_exactly_the_tracked_files_of_the_four_folders(tmp_path: Pat
         assert {"__init__.py", "py.typed"} <= names
         links = [info.filename for info in box.infolist() if (info.external_attr >> 28) == 0xA]
     assert not links, "symlinks in a wheel point nowhere once installed"
-    suffixes = {".py", ".yaml", ".html", ".csv", ".mp4", ".md", ".css", ".js"}
+    suffixes = {".py", ".yaml", ".html", ".csv", ".mp4", ".md", ".jsonl", ".css", ".js"}
     expected = {name for name in _tracked(*FOLDERS) if Path(name).suffix in suffixes and not name.startswith("infra/cluster/")}
     assert {name for name in names if name.startswith(FOLDERS) and not name.startswith("infra/cluster/")} == expected
 

@@ -1,5 +1,6 @@
 """Ray as this package starts it, and what its workers import."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def test_a_local_cluster_listens_on_loopback_alone(ray_cluster: None) -> None:
 
     ray.get(ray.remote(lambda: None).remote())
     me = psutil.Process()
-    sockets = [one for process in (me, *me.children(recursive=True)) for one in process.net_connections("tcp")]
+    sockets = [one for process in me.children(recursive=True) for one in process.net_connections("tcp")]
     listening = [one.laddr.ip.removeprefix("::ffff:") for one in sockets if one.status == psutil.CONN_LISTEN]
     assert len(listening) > 5 and set(listening) == {"127.0.0.1"}
 
@@ -88,7 +89,8 @@ def test_workers_elsewhere_import_the_shipped_wheel_and_hugging_face(ray_cluster
         ray.init(address={ray.get_runtime_context().gcs_address!r}, runtime_env={{**shipped(), "working_dir": {str(tmp_path)!r}}})
         print(*ray.get(imported.remote()), sep="\\n")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(driver)], check=True, capture_output=True, text=True)
+    command = [sys.executable, "-c", textwrap.dedent(driver)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | launch.LOOPBACK)
     ours, theirs = done.stdout.splitlines()[-2:]
     assert "py_modules" in ours
     assert Path(theirs).is_relative_to(sys.prefix)

@@ -158,7 +158,7 @@ def running() -> Iterator[Running]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_submitted_over_a_line_that_breaks(running: Running, tmp_path: Path) -> None:
     """The answer to the submission is lost, and the log's connection breaks: one job, told once, with nothing but its two files."""
     job = tmp_path / "job.yaml"

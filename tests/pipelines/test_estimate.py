@@ -93,7 +93,7 @@ def test_a_job_of_full_size_is_priced_here() -> None:
 
 
 def test_commands_print_tables() -> None:
-    answer = CliRunner().invoke(main, ["budget", "--no-measure"])
+    answer = CliRunner().invoke(main, ["budget", "--no-measure"], env={"COLUMNS": "160"})
     assert answer.exit_code == 0 and "19,200" in answer.output and "170 frames" in answer.output and "2.5 times" in answer.output
     answer = CliRunner().invoke(main, ["budget", "--no-measure", "--height", "100"])
     assert answer.exit_code == 1 and "multiples of 8" in answer.output
