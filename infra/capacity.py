@@ -87,7 +87,7 @@ def look() -> Cluster:
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     present = tuple(Nodes({name: have for name, have in each.items() if not name.startswith(_UNCOUNTED)}) for each in nodes)
-    grows = bool(is_autoscaler_v2(fetch_from_server=True, gcs_client=global_worker.gcs_client))
+    grows = bool(is_autoscaler_v2(fetch_from_server=True, gcs_client=global_worker.gcs_client))  # type: ignore[attr-defined]
     configured = BOOTSTRAP.expanduser()
     addable = tuple(addable_nodes(configured.read_text())) if grows and configured.is_file() else ()
     return Cluster(present, addable, grows_unseen=grows and not addable)
