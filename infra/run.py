@@ -415,7 +415,9 @@ def _custom(steps: Iterable[Step]) -> set[str]:
 
 
 def _cpus(step: Step) -> float:
-    return step.resources.workers * step.resources.cpus
+    """CPUs of a stage's workers, and of one of each sort of task that feeds them."""
+    feeding = sum(ask.each.get("CPU", 0) for ask in step.stage.asks(step.resources) if ask.beside)
+    return step.resources.workers * step.resources.cpus + feeding
 
 
 def _now() -> str:

@@ -114,6 +114,8 @@ class Ask:
     """What one asks of its node, by Ray's names."""
     together: int = 1
     """How many must run at once for the stage to run at all."""
+    beside: bool = False
+    """Whether it feeds the workers and takes CPUs of its own: with none left for it, they would wait for ever."""
 
 
 class Progress(Protocol):

@@ -65,7 +65,7 @@ class Encode(Stage):
             )
 
     def asks(self, resources: Resources) -> tuple[Ask, ...]:
-        return Ask("decode task", resources.decoder), Ask("model actor", resources.worker)
+        return Ask("decode task", resources.decoder, beside=True), Ask("model actor", resources.worker)
 
     def run(self, ctx: StageContext) -> StageResult:
         """Encode the shards that are not committed yet, then write the manifest."""

@@ -37,7 +37,7 @@ class Vit(Stage):
     """More quarantined clips than this fraction fail the stage."""
 
     def asks(self, resources: Resources) -> tuple[Ask, ...]:
-        return Ask("decode task", resources.decoder), Ask("model actor", resources.worker)
+        return Ask("decode task", resources.decoder, beside=True), Ask("model actor", resources.worker)
 
     def run(self, ctx: StageContext) -> StageResult:
         """Encode the shards that are not committed yet, then write the manifest."""

@@ -25,7 +25,7 @@ from kinetok.infra.plan import plan
 from kinetok.infra.progress import Row
 from kinetok.infra.provenance import RayJob
 from kinetok.infra.run import Selection, run
-from kinetok.infra.stage import Resources, StageContext
+from kinetok.infra.stage import Ask, Resources, StageContext
 from kinetok.infra.storage import Folder
 
 TOYS = Path(__file__).with_name("toys.py")
@@ -101,10 +101,15 @@ def test_independent_stages_run_side_by_side(toys: ModuleType, tmp_path: Path, m
     assert go(toys, tmp_path)[0].succeeded
 
 
+@pytest.mark.parametrize("feeding", [False, True])
 def test_stages_whose_cpus_do_not_fit_wait_and_one_too_big_runs_alone(
-    toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feeding: bool
 ) -> None:
+    """Workers of two stages must not take the CPUs of the tasks that feed them."""
     wide(monkeypatch, 2)
+    if feeding:
+        for kind in toys.CATALOG:
+            monkeypatch.setattr(kind, "asks", lambda self, resources: (Ask("decode task", {"CPU": 1.0}, beside=True),))
     running: list[str] = []
     seen: list[tuple[str, ...]] = []
 
@@ -115,7 +120,7 @@ def test_stages_whose_cpus_do_not_fit_wait_and_one_too_big_runs_alone(
         running.remove(ctx.name)
 
     toys.hooks |= dict.fromkeys(ALL, note)
-    raw = toys.raw_job(tmp_path) | {"resources": {"default": {"workers": 2}, "many": {"workers": 5}}}
+    raw = toys.raw_job(tmp_path) | {"resources": {"default": {"workers": 1 if feeding else 2}, "many": {"workers": 5}}}
     job = toys.parse_job(raw, toys.CATALOG)
     assert run(job, Store(Folder(str(tmp_path))), console=Console(file=StringIO())).succeeded
     assert all(len(names) == 1 for names in seen), seen
