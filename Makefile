@@ -28,7 +28,7 @@ run: setup
 	$(PY) -m kinetok.pipelines.cli run jobs/main.yaml
 
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(PY) -m ruff format --check .
