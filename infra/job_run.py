@@ -59,7 +59,7 @@ class JobRun(Config):
 
 
 def recent_runs(store: Store, count: int) -> list[JobRun]:
-    """The newest `count` runs, newest first; run ids begin with their time."""
+    """The newest `count` runs, newest first; run ids begin with their time, to the microsecond."""
     names = sorted((name for name in store.root.files(RUNS) if name.count("/") == 1 and name.endswith(".json")), reverse=True)
     return [_read(store, name) for name in names[:count]]
 

@@ -104,7 +104,7 @@ class _Runner:
         self.environment = environment()
         stages = {step.name: StageRun(kind=step.stage.kind, key=step.key, folder=str(step.folder)) for step in self.steps.values()}
         now = datetime.now(UTC)
-        run_id = f"{now:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+        run_id = f"{now:%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:4]}"
         sent = submission()
         self.state = JobRun(
             run_id=run_id,
