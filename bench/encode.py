@@ -1,5 +1,6 @@
 """`encode` end to end, against the slower of its two halves alone: the decode loop on one core, the model on another."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def model_rate(index: ClipIndex, encoding: Encoding) -> float:
 def lines(index: ClipIndex, encoding: Encoding, work: Path) -> list[Line]:
     many = repeated(index, CLIPS)
     decode, model = bare_rate(repeated(index, CLIPS // 4)), model_rate(index, encoding)
-    shards = encode_shards(many, range(len(many.shards)), encoding, Folder(str(work / "tokens")))
+    shards = encode_shards(many, range(len(many.shards)), encoding, Folder(str(work / "tokens")), threading.Event())
     rate = steady_rate((shard.clips for shard in shards), warm=1)
     slower = "decoding" if decode < model else "the model"
     return [Line(f"encode end to end (floor: {slower} alone)", rate, "clips/s", min(decode, model), ">= 0.90")]

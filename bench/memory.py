@@ -53,7 +53,7 @@ def peak_megabytes(clips: int, work: Path) -> float:
     watch = Peak()
     watch.start()
     with TemporaryDirectory(dir=work) as out:
-        for _ in encode_shards(many, range(len(many.shards)), encoding, Folder(out)):
+        for _ in encode_shards(many, range(len(many.shards)), encoding, Folder(out), threading.Event()):
             pass
     watch.done.set()
     watch.join()

@@ -7,7 +7,7 @@ scored with it (`stages/score.py`), any other kind of video.
 Legend: B clips, C colours, T H W frames, rows, columns, D features, V values of a factor.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from kinetok.infra.training import Batch
 from kinetok.pipelines.data.instructions import OPTIONS, Factor, fact_of
 from kinetok.pipelines.data.order import sample_seed
-from kinetok.pipelines.data.positions import Split, by_position
+from kinetok.pipelines.data.positions import PositionFeed, Split
 from kinetok.pipelines.data.scenes import draw_scene
 from kinetok.tokenizers.base import weights_digest
 
@@ -114,8 +114,8 @@ class JudgeTrainable:
 
 
 @dataclass(frozen=True)
-class SceneFeed:
-    """Drawn scenes of one shape, at the size that a judge sees them; a `kinetok.infra.training.Feed`.
+class SceneFeed(PositionFeed):
+    """Drawn scenes of one shape, at the size that a judge sees them.
 
     Batches hold `video_BCTHW` (float32 in [-1, 1]), the index of each factor's value, (B,), and `seed_B`.
     """
@@ -130,12 +130,13 @@ class SceneFeed:
     """Of a whole scene, of which the clip is the beginning."""
     loaders: int = 0
 
+    @property
+    def title(self) -> str:
+        """What the samples are of, for errors."""
+        return "drawn scenes"
+
     def __len__(self) -> int:
         return TRAINED if self.split == "train" else TESTED
-
-    def batches(self, *, start: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
-        """This rank's micro-batches of `batch` samples from global position `start` on, without end."""
-        return by_position(self, start=start, batch=batch, rank=rank, world=world)
 
     def load(self, positions: list[int]) -> Batch:
         """The samples at these global positions."""

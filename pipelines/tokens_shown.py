@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kinetok.infra.stage import Resources
-from kinetok.pipelines.data.text_shards import DTYPES
+from kinetok.pipelines.data.token_shards import DTYPES
 from kinetok.tokenizers.base import DecodeRecipe, Tokenizer, Tokens, TokenSpec
 from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 

@@ -83,7 +83,7 @@ def object_store() -> Iterator[str]:
     server.stop()
 
 
-LEAK_PATIENCE_SECONDS = 120.0
+LEAK_PATIENCE_SECONDS = 60.0
 SERVICES = ("_AutoscalingCoordinatorActor", "ActorLocationTracker", "_StatsActor")
 """Ray Data's own, one of each in a cluster, without CPUs; they are there from the first data set on."""
 

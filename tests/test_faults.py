@@ -9,43 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.small_job import small_job
 
 from kinetok.infra.artifact import Artifact, Store
 from kinetok.infra.storage import Folder
 
-CAUSAL = {"kind": "causal", "channels": 8, "mult": [1, 1, 2], "strides": [[2, 1], [2, 2]], "patch": 4, "blocks": 1, "groups": 4, "z": 8}
-TRAIN = {"global_batch": 2, "checkpoint_every": 2, "eval_every": 4, "log_every": 1, "optimizers": {"autoencoder": {"lr": 1e-3}}}
-JOB = {
-    "name": "faults",
-    "tracking": {"experiment": "faults"},
-    "resources": {"default": {"batch_size": 2}},
-    "stages": {
-        "scenes": {"kind": "scenes", "count": 10, "size": 64, "seconds": 2.5, "real": False, "shard_videos": 3},
-        "videos": {"kind": "ingest", "made_by": "scenes"},
-        "clips": {
-            "kind": "clips",
-            "videos": "videos",
-            "fps": 8,
-            "frames": 9,
-            "height": 32,
-            "width": 32,
-            "shard_clips": 4,
-            "val_fraction": 0.3,
-        },
-        "base": {"kind": "train", "data": "clips", "model": CAUSAL, "steps": 12, **TRAIN},
-        "trunk": {"kind": "encode", "data": "clips", "model": "base", "content": "features"},
-        "grown": {
-            "kind": "train",
-            "data": "clips",
-            "features": "trunk",
-            "lower": "base",
-            "model": {"kind": "grown", "blocks": 1, "groups": 4},
-            "steps": 4,
-            **TRAIN,
-        },
-        "tokens": {"kind": "encode", "data": "clips", "model": "grown"},
-    },
-}
+JOB = small_job("faults", scenes=10, base_steps=12, grown_steps=4)
 MOMENTS = ("clips/*/index/*.parquet", "train/base-*/metrics/*.jsonl", "encode/trunk-*/shards/*.tar")
 """Files whose appearance means that a stage is in the middle of its work; the driver is killed then."""
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.small_job import CAUSAL, TRAIN
 
 from kinetok.infra.artifact import Store
 from kinetok.infra.storage import Folder
 
 from .infra.clusters import Running, cluster, namespaces
-from .test_faults import CAUSAL, TRAIN
 
 GROUPS = {"decoder_custom": {"decoder": 1}, "custom": {"trainer": 1}}
 JOB = {

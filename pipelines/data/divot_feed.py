@@ -7,7 +7,6 @@ caches are made by (`stages/encode.py`, `stages/vit.py`).
 Legend: B clips, T frames seen or latent steps, Z h w latents, N patches or tokens, D width, L text tokens, E text width.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +15,7 @@ import torch
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.training import Batch
 from kinetok.pipelines.data.feed import OrderedClips
-from kinetok.pipelines.data.positions import Split, by_position, require_batch
+from kinetok.pipelines.data.positions import PositionFeed, Split
 from kinetok.pipelines.data.text_shards import TextShards
 from kinetok.pipelines.data.token_shards import TOKENS as STORED
 from kinetok.pipelines.data.token_shards import Shards, TokenShards
@@ -45,8 +44,8 @@ class DivotCaches:
 
 
 @dataclass(frozen=True)
-class DivotFeed:
-    """The samples of one split in endless seeded order; a `kinetok.infra.training.Feed`.
+class DivotFeed(PositionFeed):
+    """The samples of one split in endless seeded order.
 
     Batches hold `seed_B` (int64), `latent_BTZhw` where latents are cached, `token_BND` or `vit_BTND` where tokens or features are,
     `text_BLE` (float32, zero after a caption's tokens) with text, and `video_BTHWC` (uint8) where anything has to be made of pixels.
@@ -58,16 +57,15 @@ class DivotFeed:
     seed: int
     caches: DivotCaches = DivotCaches()
     loaders: int = 0
-    """Loader processes of each training worker; 0 loads in the worker itself."""
+
+    @property
+    def title(self) -> str:
+        """What the samples are of, for errors."""
+        return self.clips.name
 
     def __len__(self) -> int:
         """Samples of one epoch."""
         return len(self._opened.order)
-
-    def batches(self, *, start: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
-        """This rank's micro-batches of `batch` samples from global position `start` on, without end."""
-        require_batch(self.clips, self.split, len(self), batch * world)
-        return by_position(self, start=start, batch=batch, rank=rank, world=world)
 
     def load(self, positions: list[int]) -> Batch:
         """The samples at these global positions."""

@@ -11,7 +11,7 @@ Legend: B clips, T H W C frames, rows, columns, colours.
 """
 
 import json
-import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -40,7 +40,8 @@ from kinetok.pipelines.data.guard import Guard, begun_before, guard
 from kinetok.pipelines.data.ray_tasks import pool_sizes, worker_options
 from kinetok.pipelines.data.reasons import BadVideo, Reason
 from kinetok.pipelines.data.sources import read_range
-from kinetok.pipelines.data.token_shards import TOKENS, BadSample, Line, Sample, stored, write_shard
+from kinetok.pipelines.data.stream import blocks as blocks_of
+from kinetok.pipelines.data.token_shards import DTYPES, TOKENS, BadSample, Line, Sample, stored, write_shard
 from kinetok.tokenizers.base import DecodeRecipe, LowerStage, Tokenizer, Tokens, TokenSpec
 from kinetok.tokenizers.causal.chunks import ChunkPlan, encode_chunks, join_latents
 
@@ -56,7 +57,6 @@ _LOST = "source lost"
 """Status of a clip whose source cannot be read: no fault of the clip, so the shard is not committed. Ray Data would wrap an exception
 beyond recognition; a write task's own comes through."""
 
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ROWS = ("id", "video", "url", "offset", "bytes", "start", "end", "caption", "split")
 _ABOUT = ("id", "video", "start", "end", "caption", "split")
 Status: TypeAlias = dict[str, str | float | None]
@@ -154,13 +154,13 @@ def cut_units(index: ClipIndex, shard: int, unit_clips: int) -> list[Unit]:
     return [Unit(shard, place, first + place, end - place) for place, end in pairwise([*starts, clips])]
 
 
-def encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out: Folder) -> Iterator[Committed]:
+def encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out: Folder, stop: threading.Event) -> Iterator[Committed]:
     """Encode the output shards numbered `due` and commit each in `out`; yields them as they are committed.
 
-    A KinetokError of a worker (a lost source, a full disk) is raised here as itself.
+    A KinetokError of a worker (a lost source, a full disk) is raised here as itself, and Cancelled once `stop` is set.
     """
     try:
-        yield from _encode_shards(index, due, encoding, out)
+        yield from _encode_shards(index, due, encoding, out, stop)
     except RayError as error:
         cause = _named_cause(error)
         if cause is None:
@@ -175,12 +175,14 @@ def _named_cause(error: BaseException | None) -> KinetokError | None:
     return error
 
 
-def _encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out: Folder) -> Iterator[Committed]:
+def _encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out: Folder, stop: threading.Event) -> Iterator[Committed]:
     units = [unit for shard in due for unit in cut_units(index, shard, encoding.unit_clips)]
     blocks: list[ray.ObjectRef[pa.Table]] = []
     writes: list[ray.ObjectRef[Committed]] = []
+    # Closed by hand: an error's traceback may keep this frame, and with it the plan, alive.
+    encoded = blocks_of(plan(index, units, encoding), stop)
     try:
-        for unit, block in zip(units, _block_refs(plan(index, units, encoding)), strict=True):
+        for unit, block in zip(units, encoded, strict=True):
             blocks.append(block)
             expected = len(index.shards[unit.shard])
             if unit.place + unit.clips == expected:
@@ -198,6 +200,7 @@ def _encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out
         # A stage that was stopped, or lost its lease, writes no further shard.
         for write in writes:
             ray.cancel(write)
+        encoded.close()
 
 
 def plan(index: ClipIndex, units: list[Unit], encoding: Encoding) -> ray.data.Dataset:
@@ -223,16 +226,12 @@ def decoded(index: ClipIndex, units: list[Unit], encoding: Encoding, *, actors: 
     spare = cluster.total("CPU", beside=resources.decoder_custom) - taken
     tasks = min(resources.decoders or max(1, int(spare)), len(units))
     source = ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
-    # Ray Data reports each data set it starts and ends; progress is the stage's to tell.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = source.context
     context.execution_options.preserve_order = True
     in_flight = (2 * tasks + 2 * actors + 2) * encoding.unit_bytes
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
     context.op_resource_reservation_enabled = True  # without it nothing bounds the bytes between operators
     context.target_max_block_size = None
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     source.set_name(encoding.stage or None)
     return source.map_batches(
         partial(decode_unit, rows=rows, recipe=encoding.recipe, seconds=encoding.resources.decode_seconds, stage=encoding.stage),
@@ -243,11 +242,6 @@ def decoded(index: ClipIndex, units: list[Unit], encoding: Encoding, *, actors: 
         resources=resources.decoder_custom or None,
         memory=WORKER_BYTES + 3 * encoding.unit_bytes,
     )
-
-
-def _block_refs(dataset: ray.data.Dataset) -> Iterator["ray.ObjectRef[pa.Table]"]:
-    for bundle in dataset.iter_internal_ref_bundles():
-        yield from (entry.ref for entry in bundle.blocks)
 
 
 def decode_unit(unit: pa.Table, *, rows: "ray.ObjectRef[pa.Table]", recipe: DecodeRecipe, seconds: float, stage: str) -> pa.Table:
@@ -325,10 +319,10 @@ class Encoder:
     def encode(self, pixels_BTHWC: Pixels) -> list[bytes | BadVideo]:
         """Safetensors bytes of each clip of one micro-batch, or why there are none."""
         video_BCTHW = torch.from_numpy(pixels_BTHWC).to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        arithmetic = TORCH_DTYPES[self.encoding.resources.dtype]
+        arithmetic = DTYPES[self.encoding.resources.dtype]
         with torch.autocast(self.device.type, arithmetic, enabled=arithmetic is not torch.float32):
             tensors = self._forward(video_BCTHW)
-        kept = {name: stored(tensor, TORCH_DTYPES[self.encoding.dtype]) for name, tensor in tensors.items()}
+        kept = {name: stored(tensor, DTYPES[self.encoding.dtype]) for name, tensor in tensors.items()}
         return [_payload({name: tensor[i] for name, tensor in kept.items()}) for i in range(len(pixels_BTHWC))]
 
     def _forward(self, video_BCTHW: Tensor) -> dict[str, Tensor]:

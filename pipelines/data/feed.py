@@ -8,7 +8,7 @@ or in `loaders` processes beside it. Not covered: the order itself (`order.py`),
 Legend: B samples, T H W C frames, rows, columns, colours; D t h w trunk features.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +22,7 @@ from kinetok.infra.errors import ContractError, DataError
 from kinetok.infra.training import Batch
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.order import Order, sample_seed
-from kinetok.pipelines.data.positions import Split, by_position, require_batch
+from kinetok.pipelines.data.positions import PositionFeed, Split
 from kinetok.pipelines.data.reasons import BadVideo
 from kinetok.pipelines.data.token_shards import SHARDS_HELD, Shards, TokenShards
 
@@ -30,8 +30,8 @@ FEATURES = "features"
 
 
 @dataclass(frozen=True)
-class ClipFeed:
-    """The samples of one split in endless seeded order; a `kinetok.infra.training.Feed`.
+class ClipFeed(PositionFeed):
+    """The samples of one split in endless seeded order.
 
     Batches hold `video_BTHWC` (uint8), `seed_B` (int64) and, with `features`, `full_BDthw` and `key_BDthw` (float32).
     With `features` the order runs over the clips that have them. Raises DataError on an empty split, or one too small to train on.
@@ -42,16 +42,15 @@ class ClipFeed:
     seed: int
     features: Artifact | None = None
     loaders: int = 0
-    """Loader processes of each training worker; 0 loads in the worker itself."""
+
+    @property
+    def title(self) -> str:
+        """What the samples are of, for errors."""
+        return self.clips.name
 
     def __len__(self) -> int:
         """Samples of one epoch."""
         return len(self._opened.order)
-
-    def batches(self, *, start: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
-        """This rank's micro-batches of `batch` samples from global position `start` on, without end."""
-        require_batch(self.clips, self.split, len(self), batch * world)
-        return by_position(self, start=start, batch=batch, rank=rank, world=world)
 
     def load(self, positions: list[int]) -> Batch:
         """The samples at these global positions."""

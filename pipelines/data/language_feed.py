@@ -6,7 +6,7 @@ batches. `LanguageSpec` is the contract that a trained model carries. Not covere
 sequences and batches (`kinetok.llm.divot`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +20,7 @@ from kinetok.llm.divot.sequences import Packed
 from kinetok.llm.divot.vocabulary import Media, Vocabulary
 from kinetok.pipelines.data.language_tasks import AnyTask, open_samples
 from kinetok.pipelines.data.order import sample_seed
-from kinetok.pipelines.data.positions import Split, by_position, require_batch
+from kinetok.pipelines.data.positions import PositionFeed, Split
 from kinetok.pipelines.data.token_videos import TokenVideos, media_of
 from kinetok.tokenizers.base import DecodeRecipe, TokenSpec
 
@@ -54,8 +54,8 @@ class LanguageSpec(Config):
 
 
 @dataclass(frozen=True)
-class LanguageFeed:
-    """The samples of one split in endless seeded order; a `kinetok.infra.training.Feed` of `kinetok.llm.divot.collate`'s batches.
+class LanguageFeed(PositionFeed):
+    """The samples of one split in endless seeded order: a feed of `kinetok.llm.divot.collate`'s batches.
 
     Raises ContractError where the sources are of different tokenizers, DataError where a task has nothing to learn from. Tasks without
     samples in the `val` split are left out of it.
@@ -70,7 +70,11 @@ class LanguageFeed:
     group: int
     seed: int
     loaders: int = 0
-    """Loader processes of each training worker; 0 loads in the worker itself."""
+
+    @property
+    def title(self) -> str:
+        """What the samples are of, for errors."""
+        return self.tokens[0].name
 
     def __len__(self) -> int:
         """Samples of all tasks together."""
@@ -80,11 +84,6 @@ class LanguageFeed:
     def spec(self) -> TokenSpec:
         """Of the first source's tokens."""
         return self._opened.spec
-
-    def batches(self, *, start: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
-        """This rank's micro-batches of `batch` samples from global position `start` on, without end."""
-        require_batch(self.tokens[0], self.split, len(self), batch * world)
-        return by_position(self, start=start, batch=batch, rank=rank, world=world)
 
     def load(self, positions: list[int]) -> Batch:
         """The samples at these global positions."""

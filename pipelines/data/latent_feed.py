@@ -21,7 +21,7 @@ from kinetok.infra.config import Config
 from kinetok.infra.errors import ContractError, DataError
 from kinetok.infra.training import Batch
 from kinetok.pipelines.data.order import Order, sample_seed
-from kinetok.pipelines.data.positions import Split, by_position, require_batch
+from kinetok.pipelines.data.positions import PositionFeed, Split
 from kinetok.pipelines.data.text_shards import TextShards, TextSpec
 from kinetok.pipelines.data.token_shards import SHARDS_HELD, TOKENS, TokenShards
 from kinetok.tokenizers.base import DecodeRecipe, TokenSpec
@@ -56,8 +56,8 @@ class GeneratorSpec(Config):
 
 
 @dataclass(frozen=True)
-class LatentFeed:
-    """The samples of one split in endless seeded order; a `kinetok.infra.training.Feed`.
+class LatentFeed(PositionFeed):
+    """The samples of one split in endless seeded order.
 
     Batches hold `latent_BZthw` (float32, as the tokenizer made them), `text_BLE` (float32), `text_mask_BL` (bool) and `seed_B` (int64).
     Raises ContractError where latents and text are not of the same clips, DataError on a split that is too small to train on.
@@ -68,7 +68,11 @@ class LatentFeed:
     split: Split
     seed: int
     loaders: int = 0
-    """Loader processes of each training worker; 0 loads in the worker itself."""
+
+    @property
+    def title(self) -> str:
+        """What the samples are of, for errors."""
+        return self.latents.name
 
     def __len__(self) -> int:
         """Samples of one epoch."""
@@ -80,11 +84,6 @@ class LatentFeed:
         opened = self._opened
         channels, steps, rows, columns = opened.latent(0).shape
         return GeneratorSpec(latents=opened.latents.spec, shape=(channels, steps, rows, columns), text=opened.text.spec)
-
-    def batches(self, *, start: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
-        """This rank's micro-batches of `batch` samples from global position `start` on, without end."""
-        require_batch(self.latents, self.split, len(self), batch * world)
-        return by_position(self, start=start, batch=batch, rank=rank, world=world)
 
     def load(self, positions: list[int]) -> Batch:
         """The samples at these global positions."""

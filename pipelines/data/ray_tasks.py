@@ -4,8 +4,8 @@ One block per item costs about 25 ms and keeps resume simple: an item is a unit 
 run again by Ray; an error of the function ends the iteration. Not covered: pipelines of several operators (`encoding.py`).
 """
 
-import logging
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +19,23 @@ if TYPE_CHECKING:
 Item = dict[str, Any]
 
 
-def each_on_ray(function: Callable[[Item], Item], items: list[Item], *, resources: Resources) -> Iterator[Item]:
+def each_on_ray(function: Callable[[Item], Item], items: list[Item], *, resources: Resources, stop: threading.Event) -> Iterator[Item]:
     """`function` of every item, in any order, at most `resources.decoders` at a time (None: what the cluster's CPUs allow).
 
-    Raises DataError where `function` raised a KinetokError, StoreError where it raised an OSError (a full disk, a lost store),
-    with the same message; anything else comes as Ray wraps it.
+    Raises Cancelled soon after `stop` is set, DataError where `function` raised a KinetokError, StoreError where it raised an OSError (a
+    full disk, a lost store), with the same message; anything else comes as Ray wraps it.
     """
     from ray.data import TaskPoolStrategy
 
     if items:
         pool = TaskPoolStrategy(size=resources.decoders)
         custom = resources.decoder_custom or None
-        yield from _rows(_source(items).map(partial(_guarded, function), num_cpus=1, resources=custom, compute=pool))
+        yield from _rows(_source(items).map(partial(_guarded, function), num_cpus=1, resources=custom, compute=pool), stop)
 
 
-def each_on_actors(open_function: Callable[[], Callable[[Item], Item]], items: list[Item], *, resources: Resources) -> Iterator[Item]:
+def each_on_actors(
+    open_function: Callable[[], Callable[[Item], Item]], items: list[Item], *, resources: Resources, stop: threading.Event
+) -> Iterator[Item]:
     """The function that `open_function` returns, opened once in each of `resources.workers` actors, of every item, in any order.
 
     Raises as `each_on_ray` does.
@@ -50,7 +52,7 @@ def each_on_actors(open_function: Callable[[], Callable[[Item], Item]], items: l
             compute=pool,
             **worker_options(resources),
         )
-        yield from _rows(data)
+        yield from _rows(data, stop)
 
 
 def pool_sizes(resources: Resources, items: int) -> tuple[int, int]:
@@ -94,20 +96,30 @@ def _source(items: list[Item]) -> "Dataset":
     start_ray()
     import ray.data
 
-    # Ray Data reports each data set it starts and ends; progress is the stage's to tell.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
+    source = ray.data.from_items(items, override_num_blocks=len(items))
     # On two CPUs the reservation would keep one of them idle.
-    context.op_resource_reservation_enabled = False
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    return ray.data.from_items(items, override_num_blocks=len(items))
+    source.context.op_resource_reservation_enabled = False
+    return source
 
 
-def _rows(data: "Dataset") -> Iterator[Item]:
-    for done in data.iter_rows():
-        if done["wrong_data"] is not None:
-            raise DataError(done["wrong_data"])
-        if done["lost_store"] is not None:
-            raise StoreError(f"a task could not read or write: {done['lost_store']}; free space or restore access, then run again")
-        yield done["row"]
+def _rows(data: "Dataset", stop: threading.Event) -> Iterator[Item]:
+    import ray
+    from ray.data.block import BlockAccessor
+
+    from kinetok.pipelines.data.stream import blocks
+
+    found = blocks(data, stop)
+    try:
+        for block in found:
+            yield from map(_row, BlockAccessor.for_block(ray.get(block)).iter_rows(public_row_format=True))
+    finally:
+        found.close()
+
+
+def _row(done: Mapping[str, Any]) -> Item:
+    if done["wrong_data"] is not None:
+        raise DataError(done["wrong_data"])
+    if done["lost_store"] is not None:
+        raise StoreError(f"a task could not read or write: {done['lost_store']}; free space or restore access, then run again")
+    row: Item = done["row"]
+    return row

@@ -8,6 +8,7 @@ Legend: B captions, L text tokens, E text width, n tokens of one caption.
 """
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -26,11 +27,10 @@ from kinetok.llm.text import TextConfig, TextEncoder
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.ray_tasks import Item, each_on_actors
 from kinetok.pipelines.data.tars import read_members
-from kinetok.pipelines.data.token_shards import SPEC_FILE, Line, Sample, Shards, read_index, shard_name, stored, write_shard
+from kinetok.pipelines.data.token_shards import DTYPES, SPEC_FILE, Line, Sample, Shards, read_index, shard_name, stored, write_shard
 
 TEXT = "text"
 Stored = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ABOUT = ("id", "video", "start", "end", "caption", "split")
 
 
@@ -104,9 +104,9 @@ class TextEncoding:
     out: Folder
 
 
-def encode_captions(due: list[int], encoding: TextEncoding) -> Iterator[tuple[int, list[Line]]]:
+def encode_captions(due: list[int], encoding: TextEncoding, stop: threading.Event) -> Iterator[tuple[int, list[Line]]]:
     """Encode the captions of the shards numbered `due` and commit each; yields number and manifest lines as they are committed."""
-    for done in each_on_actors(partial(_Worker, encoding), [{"shard": shard} for shard in due], resources=encoding.resources):
+    for done in each_on_actors(partial(_Worker, encoding), [{"shard": shard} for shard in due], resources=encoding.resources, stop=stop):
         yield done["shard"], json.loads(done["lines"])
 
 

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -54,6 +55,8 @@ Line: TypeAlias = dict[str, Plain]
 TOKENS = "tokens"
 """Name of the tensor that an encoding with content: tokens stores."""
 MOMENTS = "moments"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Types by the names that jobs call them."""
 
 _INDEX = pa.schema(
     [
@@ -129,14 +132,21 @@ def member_name(shard: int, place: int, extension: str) -> str:
     return f"{shard:06d}-{place:06d}.{extension}"
 
 
-def stamp(out: Folder, spec: TokenSpec) -> None:
-    """Write `spec.json`; raises ContractError where an earlier attempt wrote tokens of another kind."""
+def dtype_name(name: str) -> str:
+    """The name that a TokenSpec gives a type, from that of a job: bf16 is bfloat16."""
+    return str(DTYPES[name]).removeprefix("torch.")
+
+
+def stamp(out: Folder, spec: BaseModel) -> None:
+    """Write `spec.json`, which says what the shards hold; raises ContractError where those of an earlier attempt hold something else."""
     if not out.exists(SPEC_FILE):
         out.write_text(SPEC_FILE, spec.model_dump_json(indent=1))
         return
-    difference = TokenSpec.model_validate_json(out.read_bytes(SPEC_FILE)).difference(spec)
-    if difference is not None:
-        raise ContractError(f"{out} holds shards of another model: {difference} (there, now); run with --force to encode again")
+    there = type(spec).model_validate_json(out.read_bytes(SPEC_FILE))
+    for name in type(spec).model_fields:
+        old, new = getattr(there, name), getattr(spec, name)
+        if old != new:
+            raise ContractError(f"{out} holds shards of another model: {name}: {old}, {new} (there, now); run with --force to encode again")
 
 
 def write_shard(out: Folder, shard: int, samples: Iterable[Sample], bad: list[BadSample]) -> list[Line]:

@@ -8,6 +8,7 @@ Legend: B captions, N tokens of a clip, D token width.
 """
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -29,8 +30,7 @@ from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.language_feed import LanguageSpec
 from kinetok.pipelines.data.order import sample_seed
 from kinetok.pipelines.data.ray_tasks import Item, each_on_actors
-from kinetok.pipelines.data.text_shards import DTYPES
-from kinetok.pipelines.data.token_shards import TOKENS, Line, Sample, stored, write_shard
+from kinetok.pipelines.data.token_shards import DTYPES, TOKENS, Line, Sample, stored, write_shard
 
 PROMPT_SHARD = 64
 """Prompts of one shard."""
@@ -92,9 +92,9 @@ class Writing:
     out: Folder
 
 
-def write_clips(due: list[int], writing: Writing) -> Iterator[tuple[int, list[Line]]]:
+def write_clips(due: list[int], writing: Writing, stop: threading.Event) -> Iterator[tuple[int, list[Line]]]:
     """Write and commit the shards numbered `due`; yields number and manifest lines as they are committed."""
-    for done in each_on_actors(partial(_Worker, writing), [{"shard": shard} for shard in due], resources=writing.resources):
+    for done in each_on_actors(partial(_Worker, writing), [{"shard": shard} for shard in due], resources=writing.resources, stop=stop):
         yield done["shard"], json.loads(done["lines"])
 
 

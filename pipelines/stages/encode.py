@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 from pydantic import Field
 
 from kinetok.infra.artifact import MANIFEST, Counts
-from kinetok.infra.errors import ContractError, DataError, QuarantineLimit
+from kinetok.infra.errors import DataError, QuarantineLimit
 from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.stages.clips import Clips
 from kinetok.pipelines.stages.train import misfits
@@ -82,18 +82,18 @@ class Encode(Stage):
 def encode(ctx: StageContext, index: "ClipIndex", encoding: "Encoding", max_bad_fraction: float) -> StageResult:
     """Commit every shard that is not there yet, count, and write the manifest."""
     from kinetok.pipelines.data.encoding import encode_shards
-    from kinetok.pipelines.data.token_shards import resume
+    from kinetok.pipelines.data.token_shards import resume, stamp
 
     if not len(index):
         raise DataError(f"{ctx.input('data').name} holds no clips to encode: look at its filters and its quarantine")
-    _stamp(ctx, _stored_spec(encoding))
+    stamp(ctx.out, _stored_spec(encoding))
     encoding = replace(encoding, stage=ctx.name)
     lines = resume(ctx.out)
     due = [shard for shard in range(len(index.shards)) if shard not in lines]
     finished: list[Committed] = []
     began = time.perf_counter()
     ctx.progress(done=_counts(lines.values()).input, total=len(index), unit="clips")
-    for shard in encode_shards(index, due, encoding, ctx.out) if due else ():
+    for shard in encode_shards(index, due, encoding, ctx.out, ctx.stop) if due else ():
         lines[shard.number] = shard.lines
         finished.append(shard)
         counts = _counts(lines.values())
@@ -108,6 +108,7 @@ def encode(ctx: StageContext, index: "ClipIndex", encoding: "Encoding", max_bad_
 
 def _stored_spec(encoding: "Encoding") -> "TokenSpec":
     """The model's spec, with what is stored, in which type, and how the pixels were made."""
+    from kinetok.pipelines.data.token_shards import dtype_name
     from kinetok.pipelines.models import growable
 
     model = encoding.open_model()
@@ -118,21 +119,8 @@ def _stored_spec(encoding: "Encoding") -> "TokenSpec":
     if encoding.content == "features":
         changes["channels"] = growable(cast("Tokenizer", model)).feature_channels
     if encoding.content == "features" or spec.vocabulary is None:
-        changes["dtype"] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[encoding.dtype]
+        changes["dtype"] = dtype_name(encoding.dtype)
     return spec.model_copy(update=changes)
-
-
-def _stamp(ctx: StageContext, spec: "TokenSpec") -> None:
-    """Write `spec.json`; raises ContractError where an earlier attempt was made with another model."""
-    from kinetok.pipelines.data.token_shards import SPEC_FILE
-    from kinetok.tokenizers.base import TokenSpec
-
-    if not ctx.out.exists(SPEC_FILE):
-        ctx.out.write_text(SPEC_FILE, spec.model_dump_json(indent=1))
-        return
-    difference = TokenSpec.model_validate_json(ctx.out.read_bytes(SPEC_FILE)).difference(spec)
-    if difference is not None:
-        raise ContractError(f"{ctx.out} holds shards of another model: {difference} (there, now); run with --force to encode again")
 
 
 def _counts(shards: "Iterable[list[Line]]") -> Counts:

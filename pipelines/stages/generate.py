@@ -132,7 +132,7 @@ class Sampler:
     ) -> None:
         import torch
 
-        from kinetok.pipelines.data.text_shards import DTYPES
+        from kinetok.pipelines.data.token_shards import DTYPES
 
         device = torch.device("cuda" if resources.gpus else "cpu")
         arithmetic = DTYPES[resources.dtype]

@@ -6,15 +6,12 @@ A clip without a caption is encoded as the empty text. Not covered: the files an
 
 import json
 import time
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from kinetok.infra.artifact import MANIFEST, Counts
-from kinetok.infra.errors import ContractError, DataError
+from kinetok.infra.errors import DataError
 from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.llm.text import TextConfig
-
-if TYPE_CHECKING:
-    from kinetok.pipelines.data.text_shards import TextSpec
 
 
 class Text(Stage):
@@ -37,18 +34,18 @@ class Text(Stage):
         """Encode the captions of the shards that are not committed yet, then write the manifest."""
         from kinetok.pipelines.data.clip_index import ClipIndex
         from kinetok.pipelines.data.text_shards import TextEncoding, TextSpec, encode_captions, open_encoder
-        from kinetok.pipelines.data.token_shards import resume
+        from kinetok.pipelines.data.token_shards import resume, stamp
 
         index = ClipIndex.open(ctx.input("data"))
         if not len(index):
             raise DataError(f"{ctx.input('data').name} holds no clips: look at its filters and its quarantine")
-        _stamp(ctx, TextSpec.of(open_encoder(self.text), self.dtype))
+        stamp(ctx.out, TextSpec.of(open_encoder(self.text), self.dtype))
         lines = resume(ctx.out)
         due = [shard for shard in range(len(index.shards)) if shard not in lines]
         done, began = sum(len(index.shards[shard]) for shard in lines), time.perf_counter()
         ctx.progress(done=done, total=len(index), unit="captions")
         work = TextEncoding(ctx.input("data"), self.text, self.dtype, ctx.resources, ctx.out)
-        for shard, written in encode_captions(due, work):
+        for shard, written in encode_captions(due, work, ctx.stop):
             lines[shard] = written
             done += len(index.shards[shard])
             ctx.progress(done=done, total=len(index), unit="captions")
@@ -56,14 +53,3 @@ class Text(Stage):
         encoded = sum(len(index.shards[shard]) for shard in due)
         metrics = {"captions_per_second": encoded / (time.perf_counter() - began)} if due else {}
         return StageResult(metrics, Counts(input=len(index), written=done))
-
-
-def _stamp(ctx: StageContext, spec: "TextSpec") -> None:
-    """Write `spec.json`; raises ContractError where an earlier attempt was made with another encoder."""
-    from kinetok.pipelines.data.token_shards import SPEC_FILE
-
-    written = spec.model_dump_json(indent=1)
-    if not ctx.out.exists(SPEC_FILE):
-        ctx.out.write_text(SPEC_FILE, written)
-    elif ctx.out.read_text(SPEC_FILE) != written:
-        raise ContractError(f"{ctx.out} holds text of another encoder than {spec}; run with --force to encode again")

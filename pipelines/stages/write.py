@@ -73,7 +73,7 @@ class Write(Stage):
         before = done
         ctx.progress(done=done, total=len(captions), unit="clips")
         work = Writing(ctx.input("model"), spec, captions, self.seed, self.variance_scale, self.dtype, ctx.resources, ctx.out)
-        for shard, written in write_clips(due, work):
+        for shard, written in write_clips(due, work, ctx.stop):
             lines[shard] = written
             done += len(captions.shard(shard)[1])
             ctx.progress(done=done, total=len(captions), unit="clips")
@@ -88,4 +88,6 @@ class Write(Stage):
 
 
 def _stored_spec(spec: "TokenSpec", dtype: str) -> "TokenSpec":
-    return spec.model_copy(update={"dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]})
+    from kinetok.pipelines.data.token_shards import dtype_name
+
+    return spec.model_copy(update={"dtype": dtype_name(dtype)})

@@ -20,48 +20,17 @@ import boto3
 import yaml
 from tests.chaos.faults import KINDS, Repair, Target, draw
 from tests.chaos.world import BUCKET, World, open_world, wait_until
+from tests.small_job import small_job
 
 from kinetok.infra.artifact import Artifact, Store
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.verify import problems
 
-CAUSAL = {"kind": "causal", "channels": 8, "mult": [1, 1, 2], "strides": [[2, 1], [2, 2]], "patch": 4, "blocks": 1, "groups": 4, "z": 8}
-TRAIN = {"global_batch": 2, "checkpoint_every": 4, "eval_every": 20, "log_every": 2, "optimizers": {"autoencoder": {"lr": 1e-3}}}
-JOB = {
-    "name": "chaos",
-    "tracking": {"experiment": "chaos"},
-    "resources": {
-        "default": {"batch_size": 2},
-        "base": {"workers": 2, "batch_size": 1, "max_failures": 3},
-        "grown": {"workers": 2, "batch_size": 1, "zero": 1, "max_failures": 3},
-    },
-    "stages": {
-        "scenes": {"kind": "scenes", "count": 16, "size": 64, "seconds": 2.5, "real": False, "shard_videos": 3},
-        "videos": {"kind": "ingest", "made_by": "scenes"},
-        "clips": {
-            "kind": "clips",
-            "videos": "videos",
-            "fps": 8,
-            "frames": 9,
-            "height": 32,
-            "width": 32,
-            "shard_clips": 4,
-            "val_fraction": 0.3,
-        },
-        "base": {"kind": "train", "data": "clips", "model": CAUSAL, "steps": 24, **TRAIN},
-        "trunk": {"kind": "encode", "data": "clips", "model": "base", "content": "features"},
-        "grown": {
-            "kind": "train",
-            "data": "clips",
-            "features": "trunk",
-            "lower": "base",
-            "model": {"kind": "grown", "blocks": 1, "groups": 4},
-            "steps": 24,
-            **TRAIN,
-        },
-        "tokens": {"kind": "encode", "data": "clips", "model": "grown"},
-        "quality": {"kind": "evaluate", "data": "clips", "models": ["base", "grown"], "max_clips": 4},
-    },
+JOB = small_job("chaos", scenes=16, base_steps=24, grown_steps=24, checkpoint_every=4, eval_every=20, log_every=2)
+JOB["stages"]["quality"] = {"kind": "evaluate", "data": "clips", "models": ["base", "grown"], "max_clips": 4}
+JOB["resources"] |= {
+    "base": {"workers": 2, "batch_size": 1, "max_failures": 3},
+    "grown": {"workers": 2, "batch_size": 1, "zero": 1, "max_failures": 3},
 }
 GAP_SECONDS = (3.0, 6.0)
 """At least, between two faults."""

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from tests.chaos.cluster import ENVIRONMENT, Cluster, destroy
-from tests.chaos.run import CAUSAL
 from tests.chaos.world import wait_until
+from tests.small_job import CAUSAL
 
 from kinetok.infra.artifact import Artifact, Store
 from kinetok.infra.checkpoint import committed

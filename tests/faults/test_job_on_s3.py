@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.faults.s3_proxy import Fault, S3Proxy, calm, seeded
+from tests.small_job import small_job
 
 from kinetok.infra.artifact import Artifact, Store
 from kinetok.infra.mlflow_store import connect, embedded_uri
@@ -17,28 +18,7 @@ from kinetok.pipelines.data.clip_index import read_parts
 
 pytestmark = pytest.mark.long
 RATES = dict.fromkeys([Fault.ERROR, Fault.SLOW_DOWN, Fault.RESET, Fault.LOST, Fault.HALF], 0.03)
-MODEL = {"kind": "causal", "channels": 8, "mult": [1, 1, 2], "strides": [[2, 1], [2, 2]], "patch": 4, "blocks": 1, "groups": 4, "z": 8}
-JOB = {
-    "name": "storm",
-    "tracking": None,
-    "resources": {"default": {"batch_size": 2}},
-    "stages": {
-        "scenes": {"kind": "scenes", "count": 10, "size": 64, "seconds": 2.5, "real": False, "shard_videos": 3},
-        "videos": {"kind": "ingest", "made_by": "scenes"},
-        "clips": {"kind": "clips", "videos": "videos", "fps": 8, "frames": 9, "height": 32, "width": 32, "shard_clips": 4},
-        "base": {
-            "kind": "train",
-            "data": "clips",
-            "model": MODEL,
-            "steps": 6,
-            "global_batch": 2,
-            "checkpoint_every": 2,
-            "log_every": 1,
-            "optimizers": {"autoencoder": {"lr": 1e-3}},
-        },
-        "tokens": {"kind": "encode", "data": "clips", "model": "base"},
-    },
-}
+JOB = small_job("storm", scenes=10, base_steps=6, grown_steps=2) | {"tracking": None}
 
 
 def _run(job: Path, store: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from tests.pipelines.data.token_artifacts import SPEC, TOKENS, WIDTH
+from tests.tokenizers.divot.tiny import tiny_divot
 
 from kinetok.infra.errors import ContractError, StoreError
 from kinetok.llm.divot.generation import Decoding
@@ -21,44 +22,16 @@ from kinetok.pipelines.cli import main
 from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec
 from kinetok.pipelines.divot import MOST_WINDOWS, VideoLM, story_page
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
-from kinetok.tokenizers.divot.ddim import SamplerConfig
-from kinetok.tokenizers.divot.detokenizer import DetokenizerConfig
-from kinetok.tokenizers.divot.encoder import EncoderConfig
-from kinetok.tokenizers.divot.perceiver import PerceiverConfig
-from kinetok.tokenizers.divot.tokenizer import DivotConfig, DivotTokenizer
-from kinetok.tokenizers.divot.unet import UNetConfig
-from kinetok.tokenizers.divot.vit import VitConfig
+from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 
-PERCEIVER = PerceiverConfig(queries=TOKENS, depth=1, heads=2, head_width=8)
 SHORT = Decoding(temperature=0, max_tokens=4)
 
 
 def tokenizer() -> DivotTokenizer:
     """5 frames of 16 x 16 pixels to 4 tokens of 8 numbers."""
-    unet = UNetConfig(channels=16, mult=(1, 2), blocks=1, attention=(1,), head_width=8, groups=4, context=16, split=None, dropout=0.0)
-    encoder = EncoderConfig(
-        frames=3,
-        temporal_width=16,
-        temporal_depth=1,
-        temporal_heads=2,
-        pool=2,
-        width=16,
-        depth=1,
-        heads=2,
-        perceiver=PERCEIVER,
-        token_width=WIDTH,
-    )
-    config = DivotConfig(
-        frames=5,
-        edge=16,
-        vit=VitConfig(edge=16, patch=4, width=16, depth=1, heads=2),
-        encoder=encoder,
-        detokenizer=DetokenizerConfig(perceiver=PERCEIVER, unet=unet),
-        sampler=SamplerConfig(steps=2, spacing="trailing", guidance=2.0),
-    )
     torch.manual_seed(0)
     rung = CausalTokenizer(CausalConfig(channels=8, mult=(1, 2), strides=((2, 2),), blocks=1, z=4, patch=2, groups=4)).eval()
-    return DivotTokenizer.build(config, rung).eval()
+    return DivotTokenizer.build(tiny_divot(tokens=TOKENS, width=WIDTH), rung).eval()
 
 
 @pytest.fixture(scope="module")

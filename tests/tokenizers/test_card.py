@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tokenizers.divot.tiny import tiny_divot
 
 from kinetok.tokenizers.base import Tokenizer
 from kinetok.tokenizers.card import CARD_FILE, figures, lineage, model_card
@@ -11,30 +12,7 @@ from kinetok.tokenizers.catalog import load
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
 from kinetok.tokenizers.causal.training import AdversarialConfig, ReconstructionObjective, RungTrainable
-from kinetok.tokenizers.divot.tokenizer import DivotConfig, DivotTokenizer
-
-PERCEIVER = {"queries": 2, "depth": 1, "heads": 1, "head_width": 8}
-DIVOT = {
-    "frames": 5,
-    "edge": 16,
-    "vit": {"edge": 16, "patch": 8, "width": 8, "depth": 1, "heads": 1},
-    "encoder": {"frames": 2, "temporal_width": 8, "temporal_depth": 1, "temporal_heads": 1, "pool": 1, "width": 8, "depth": 1, "heads": 1}
-    | {"perceiver": PERCEIVER, "token_width": 4},
-    "detokenizer": {
-        "perceiver": PERCEIVER,
-        "unet": {
-            "z": 4,
-            "channels": 8,
-            "mult": [1],
-            "blocks": 1,
-            "attention": [],
-            "head_width": 8,
-            "groups": 2,
-            "context": 8,
-            "split": None,
-        },
-    },
-}
+from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 
 
 @pytest.fixture
@@ -80,7 +58,7 @@ def test_an_exported_model_names_its_loss(rungs: list[Tokenizer], tmp_path: Path
 
 
 def test_a_set_of_tokens_stands_for_a_window_and_a_decoder_that_draws_says_so(rungs: list[Tokenizer]) -> None:
-    divot = DivotTokenizer.build(DivotConfig.model_validate(DIVOT), rungs[1])
+    divot = DivotTokenizer.build(tiny_divot(), rungs[1])
     card = model_card(divot)
     assert lineage(divot) == [divot, rungs[1]]
     assert "2 tokens of 4 numbers stand for a window of 5 frames of 16 x 16 pixels" in card and "one token of" not in card

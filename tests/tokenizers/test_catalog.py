@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from tests.tokenizers.divot.tiny import tiny_divot
 
 from kinetok.tokenizers.base import Config, TokenSpec
 from kinetok.tokenizers.catalog import TOKENIZERS, ObjectiveConfig, TokenizerConfig, build, load, trainable
@@ -13,34 +14,10 @@ from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
 from kinetok.tokenizers.causal.training import ReconstructionObjective
 from kinetok.tokenizers.divot.frame_vae import FrameVAE
 from kinetok.tokenizers.divot.released import frame_autoencoder
-from kinetok.tokenizers.divot.tokenizer import DivotConfig
 from kinetok.tokenizers.divot.training import DivotObjective
 from kinetok.tokenizers.divot.unet_training import UNetObjective
 
 SMALL = {"kind": "causal", "channels": 4, "mult": [1, 1], "strides": [[2, 2]], "blocks": 1, "z": 2, "groups": 2}
-
-PERCEIVER = {"queries": 2, "depth": 1, "heads": 1, "head_width": 8}
-DIVOT = {
-    "frames": 3,
-    "edge": 16,
-    "vit": {"edge": 16, "patch": 8, "width": 8, "depth": 1, "heads": 1},
-    "encoder": {"frames": 2, "temporal_width": 8, "temporal_depth": 1, "temporal_heads": 1, "pool": 1, "width": 8, "depth": 1, "heads": 1}
-    | {"perceiver": PERCEIVER, "token_width": 4},
-    "detokenizer": {
-        "perceiver": PERCEIVER,
-        "unet": {
-            "z": 2,
-            "channels": 8,
-            "mult": [1],
-            "blocks": 1,
-            "attention": [],
-            "head_width": 8,
-            "groups": 2,
-            "context": 8,
-            "split": None,
-        },
-    },
-}
 
 
 def parse(data: dict[str, object]) -> object:
@@ -61,7 +38,7 @@ def test_unknown_kinds_and_fields_are_refused(wrong: dict[str, object]) -> None:
 def test_every_tokenizer_is_built_saved_and_loaded_by_its_kind(tmp_path: Path) -> None:
     base = build(CausalConfig.model_validate(SMALL))
     grown = build(GrownConfig(blocks=1, groups=2), base)
-    divot = build(DivotConfig.model_validate(DIVOT), base)
+    divot = build(tiny_divot(frames=3, z=2), base)
     assert {type(base), type(grown), type(divot)} == set(TOKENIZERS)
     for model in (base, grown, divot):
         model.save_pretrained(tmp_path / model.config.kind)
@@ -115,7 +92,7 @@ def test_an_objective_without_a_kind_is_for_reconstruction_and_dumps_as_it_alway
 
 def test_a_model_is_trained_by_an_objective_of_its_own_kind() -> None:
     base = build(CausalConfig.model_validate(SMALL))
-    divot = build(DivotConfig.model_validate(DIVOT), base)
+    divot = build(tiny_divot(frames=3, z=2), base)
     assert tuple(trainable(divot, DivotObjective()).players) == DivotObjective.players
     assert tuple(trainable(divot, UNetObjective()).players) == UNetObjective.players
     for model, objective in ((divot, ReconstructionObjective()), (base, DivotObjective())):

@@ -107,7 +107,7 @@ def test_too_little_data_is_an_error_that_says_so(make_clips: Any) -> None:
     clips = make_clips(2)
     with pytest.raises(DataError, match="no clips in the val split"):
         len(ClipFeed(clips, "val", 1))
-    with pytest.raises(DataError, match="has 4 clips, a global batch needs 6"):
+    with pytest.raises(DataError, match="has 4 samples, a global batch needs 6"):
         ClipFeed(clips, "train", 1).batches(start=0, batch=3, rank=0, world=2)
 
 

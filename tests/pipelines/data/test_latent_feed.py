@@ -99,5 +99,5 @@ def test_what_cannot_be_learned_is_refused(make: Callable[..., LatentFeed]) -> N
     for changes in ({"content": "features"}, {"layout": "sequence"}, {"vocabulary": 512, "dtype": "int32"}):
         with pytest.raises(ContractError, match="a diffusion model needs continuous tokens on a grid"):
             len(make(tokens=TOKENS.model_copy(update=changes)))
-    with pytest.raises(DataError, match="has 4 clips, a global batch needs 6"):
+    with pytest.raises(DataError, match="has 4 samples, a global batch needs 6"):
         make().batches(start=0, batch=6, rank=0, world=1)

@@ -1,5 +1,6 @@
 """Rows come back as they finish; a user's error keeps its kind and message across processes."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -10,13 +11,15 @@ from kinetok.pipelines.data.ray_tasks import each_on_ray
 
 
 def test_nothing_to_do_starts_nothing() -> None:
-    assert list(each_on_ray(lambda item: item, [], resources=Resources())) == []
+    assert list(each_on_ray(lambda item: item, [], resources=Resources(), stop=threading.Event())) == []
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_every_item_once() -> None:
-    rows = each_on_ray(lambda item: {"square": item["n"] ** 2}, [{"n": n} for n in range(6)], resources=Resources(decoders=2))
+    rows = each_on_ray(
+        lambda item: {"square": item["n"] ** 2}, [{"n": n} for n in range(6)], resources=Resources(decoders=2), stop=threading.Event()
+    )
     assert sorted(row["square"] for row in rows) == [0, 1, 4, 9, 16, 25]
 
 
@@ -34,4 +37,4 @@ def test_errors_keep_their_meaning(error: Exception, kind: type[KinetokError], m
         raise error
 
     with pytest.raises(kind, match=message):
-        list(each_on_ray(fail, [{"n": 1}], resources=Resources()))
+        list(each_on_ray(fail, [{"n": 1}], resources=Resources(), stop=threading.Event()))

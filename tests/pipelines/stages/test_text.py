@@ -49,7 +49,7 @@ def with_captions(clips: Artifact, captions: list[str | None]) -> Artifact:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The actors' work in this process, without Ray."""
 
-    def each(open_function: Any, items: list[Item], *, resources: Resources) -> Any:
+    def each(open_function: Any, items: list[Item], *, resources: Resources, stop: threading.Event) -> Any:
         return map(open_function(), items) if items else ()
 
     monkeypatch.setattr(text_shards, "each_on_actors", each)
@@ -87,7 +87,7 @@ def test_a_killed_attempt_goes_on_with_the_same_bytes(in_process: None, make_cli
     assert run_text(clips, tmp_path / "out").counts == Counts(input=12, written=12)
     assert {name: out.read_bytes(name) for name in out.files()} == {name: calm.read_bytes(name) for name in calm.files()}
     assert (out.local / "shards/000001.tar").stat().st_mtime_ns == kept, "a committed shard was written again"
-    with pytest.raises(ContractError, match="text of another encoder than untrained"):
+    with pytest.raises(ContractError, match="shards of another model: text: "):
         run_text(clips, tmp_path / "out", text=TextConfig(max_tokens=30))
 
 

@@ -2,41 +2,15 @@
 
 import pytest
 import torch
+from tests.tokenizers.divot.tiny import tiny_divot
 
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
-from kinetok.tokenizers.divot.ddim import SamplerConfig
-from kinetok.tokenizers.divot.detokenizer import DetokenizerConfig
-from kinetok.tokenizers.divot.encoder import EncoderConfig
-from kinetok.tokenizers.divot.perceiver import PerceiverConfig
 from kinetok.tokenizers.divot.tokenizer import DivotConfig, DivotTokenizer
-from kinetok.tokenizers.divot.unet import UNetConfig
-from kinetok.tokenizers.divot.vit import VitConfig
-
-PERCEIVER = PerceiverConfig(queries=4, depth=1, heads=2, head_width=8)
-UNET = UNetConfig(channels=16, mult=(1, 2), blocks=1, attention=(1,), head_width=8, groups=4, context=16, split=None, dropout=0.0)
 
 
 @pytest.fixture
 def config() -> DivotConfig:
-    return DivotConfig(
-        frames=5,
-        edge=16,
-        vit=VitConfig(edge=16, patch=4, width=16, depth=1, heads=2),
-        encoder=EncoderConfig(
-            frames=3,
-            temporal_width=16,
-            temporal_depth=1,
-            temporal_heads=2,
-            pool=2,
-            width=16,
-            depth=1,
-            heads=2,
-            perceiver=PERCEIVER,
-            token_width=8,
-        ),
-        detokenizer=DetokenizerConfig(perceiver=PERCEIVER, unet=UNET),
-        sampler=SamplerConfig(steps=2, spacing="trailing", guidance=2.0),
-    )
+    return tiny_divot()
 
 
 @pytest.fixture

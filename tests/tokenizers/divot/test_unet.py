@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.tokenizers.divot.conftest import UNET
+from tests.tokenizers.divot.tiny import UNET
 
 from kinetok.tokenizers.divot.unet import UNetConfig, VideoUNet, split_context
 
