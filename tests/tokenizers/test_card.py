@@ -62,8 +62,8 @@ def test_a_set_of_tokens_stands_for_a_window_and_a_decoder_that_draws_says_so(ru
     card = model_card(divot)
     assert lineage(divot) == [divot, rungs[1]]
     assert "4 tokens of 8 numbers stand for a window of 5 frames of 16 x 16 pixels" in card and "one token of" not in card
-    assert "| numbers of pixels for one of the tokens | 480 |" in card and "| `divot` | windows of 5x16x16 |" in card
-    assert "untrained (1 layers of 8)" in card and "shows what the tokens say, not the very pixels" in " ".join(card.split())
+    assert "| numbers of pixels for one of the tokens | 120 |" in card and "| `divot` | windows of 5x16x16 |" in card
+    assert "untrained (1 layers of 16)" in card and "shows what the tokens say, not the very pixels" in " ".join(card.split())
     assert "The autoencoder below this model follows ProMAG" in card and "that others trained" not in card
     named = divot.config.model_copy(update={"vit": divot.config.vit.model_copy(update={"path": "a/b"})})
     assert "Weights that others trained" in model_card(DivotTokenizer(named, divot.vit, divot.lower))
