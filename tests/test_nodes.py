@@ -33,7 +33,8 @@ JOB = {
 }
 DECODER, TRAINER = {"CPU": 2, "decoder": 2}, {"CPU": 1, "trainer": 1}
 Nodes = Callable[[Sequence[dict[str, float]]], AbstractContextManager[Running]]
-DECODING, COMPUTING = ("cut", "decode_unit"), ("RayTrainWorker", "Encoder")
+DECODING, COMPUTING = ("_guarded", "decode_unit"), ("RayTrainWorker", "Encoder")
+"""What Ray calls the tasks that draw scenes and cut clips, and those that decode; the workers of a training, and of an encode."""
 
 
 def kinetok(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -68,7 +68,7 @@ def destroy(process: "subprocess.Popen[bytes]") -> None:
 
 
 class Cluster:
-    """A head without CPUs and `nodes` workers of two CPUs each."""
+    """A head without CPUs and `nodes` nodes of `cpus` each. `folder` has a short path, because those of Ray's sockets must be."""
 
     def __init__(self, folder: Path, environment: dict[str, str], *, nodes: int = 2, cpus: int = 2) -> None:
         self.folder, self.environment, self.cpus = folder, environment, cpus
@@ -143,9 +143,8 @@ class Cluster:
     def _launch(self, arguments: list[str], extra: dict[str, str]) -> "subprocess.Popen[bytes]":
         self.starts += 1
         common = [f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0", "--block"]
-        common += ["--node-ip-address=127.0.0.1", "--disable-usage-stats"] + (
-            [f"--temp-dir={self.folder}/ray"] if "--head" in arguments else []
-        )
+        # A folder of its own, as on a machine of its own: nodes that share one unpack and delete the wheel below each other's feet.
+        common += ["--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--temp-dir={self.folder}/{self.starts}"]
         log = self.folder / f"node-{self.starts}.log"
         environment = os.environ | ENVIRONMENT | self.environment | extra
         with log.open("wb") as file:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,15 @@ def job(zero: int, every: int, workers: dict[str, int]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """A head and two nodes of one CPU each."""
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    made = Cluster(folder, {}, cpus=1)
-    wait_until(made.joined, 120)
-    yield made
-    made.stop()
+    with tempfile.TemporaryDirectory(prefix="kn", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        made = Cluster(Path(folder), {}, cpus=1)
+        try:
+            wait_until(made.joined, 120)
+            yield made
+        finally:
+            made.stop()
 
 
 def build(cluster: Cluster, store: Path, fields: dict[str, Any], meanwhile: Callable[[Folder], None] = lambda base: None) -> Artifact:

@@ -42,15 +42,21 @@ def cluster(nodes: Sequence[Mapping[str, float]], *, head_cpus: int = 0) -> Iter
         "dashboard_agent_listen_port": free_port(),
     }
     group = Cluster(initialize_head=True, head_node_args={**dashboard, "num_cpus": head_cpus, "object_store_memory": STORE_BYTES})
-    try:
-        for node in nodes:
+    with ExitStack() as undo:
+        folders = [undo.enter_context(_folder()) for _ in nodes]
+        undo.callback(group.shutdown)
+        for node, own in zip(nodes, folders, strict=True):
             custom = {name: amount for name, amount in node.items() if name != "CPU"}
-            # A folder of its own, as on a machine of its own: nodes would unpack the wheel over each other's.
-            own = tempfile.mkdtemp(prefix="kn", dir="/tmp")
             group.add_node(num_cpus=int(node["CPU"]), resources=custom, object_store_memory=STORE_BYTES, temp_dir=own)
         yield Running(group.address, f"http://127.0.0.1:{port}")
-    finally:
-        group.shutdown()
+
+
+def _folder() -> "tempfile.TemporaryDirectory[str]":
+    """A node's own, as on a machine of its own: nodes that share one unpack and delete the wheel below each other's feet.
+
+    Its path is short, because those of Ray's sockets must be.
+    """
+    return tempfile.TemporaryDirectory(prefix="kn", dir="/tmp", ignore_cleanup_errors=True)
 
 
 def free_port() -> int:
@@ -130,10 +136,10 @@ BRIDGE, NETWORK = "kinetok0", "10.77.0"
 def namespaces(nodes: Sequence[Mapping[str, float]]) -> Iterator[Running]:
     """The same as `cluster`, each node in a network namespace of its own, with an address of its own on a bridge of this machine.
 
-    Wants root and iproute2. The nodes share the disk, as they would a network file system.
+    Wants root and iproute2. The store may be any folder: all nodes see it, as they would a network file system.
     """
     places = [f"kinetok{number}" for number in range(1, len(nodes) + 2)]
-    with tempfile.TemporaryDirectory(prefix="kn", dir="/tmp") as folder, ExitStack() as undo:
+    with ExitStack() as undo:
         _ip(f"link add {BRIDGE} type bridge")
         undo.callback(_ip, f"link del {BRIDGE}")
         _ip(f"addr add {NETWORK}.254/24 dev {BRIDGE}")
@@ -148,7 +154,7 @@ def namespaces(nodes: Sequence[Mapping[str, float]]) -> Iterator[Running]:
             _ip(f"-n {place} link set lo up")
             _ip(f"-n {place} route add default via {NETWORK}.254")
         address = f"{NETWORK}.1"
-        head = ["--head", "--port=6379", "--num-cpus=0", f"--dashboard-host={address}", f"--temp-dir={folder}"]
+        head = ["--head", "--port=6379", "--num-cpus=0", f"--dashboard-host={address}"]
         undo.enter_context(_started(places[0], [*head, f"--node-ip-address={address}"]))
         dashboard = f"http://{address}:8265"
         _await(dashboard)
@@ -165,20 +171,22 @@ def _ip(command: str) -> None:
 
 @contextmanager
 def _started(place: str, options: Sequence[str]) -> Iterator[None]:
-    """`ray start` in a namespace; its processes are gone afterwards."""
+    """`ray start` in a namespace, in a folder of its own; its processes are gone afterwards."""
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--object-store-memory={STORE_BYTES}"]
     # Gloo would take the address that the machine's name leads to, which no namespace has.
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "GLOO_SOCKET_IFNAME": "eth0"}
-    process = subprocess.Popen(["ip", "netns", "exec", place, *ray, *options], env=environment, stdout=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        mine = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        process.wait()
-        for child in mine:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
+    with _folder() as folder:
+        command = ["ip", "netns", "exec", place, *ray, *options, f"--temp-dir={folder}"]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            mine = psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            process.wait()
+            for child in mine:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
 
 
 def _await(url: str) -> None:
