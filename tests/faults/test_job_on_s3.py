@@ -16,7 +16,7 @@ from kinetok.infra.mlflow_store import connect, embedded_uri
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import read_parts
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(1800)]
 RATES = dict.fromkeys([Fault.ERROR, Fault.SLOW_DOWN, Fault.RESET, Fault.LOST, Fault.HALF], 0.03)
 JOB = small_job("storm", scenes=10, base_steps=6, grown_steps=2) | {"tracking": None}
 
