@@ -7,7 +7,8 @@ from line import Line
 
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.decode import decode_clips
-from kinetok.pipelines.data.encoding import Encoding, cut_units, decoded
+from kinetok.pipelines.data.decode_task import cut_units
+from kinetok.pipelines.data.encoding import Encoding, decoded
 from kinetok.pipelines.data.sources import read_range
 
 CYCLES = 4

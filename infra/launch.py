@@ -35,6 +35,8 @@ RAY_DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray runs workers at niceness 15: on a small machine its own daemons then push a training step off its core, for a tenth of its time.
     "RAY_worker_niceness": "0",
+    # Ray ends a worker that idles for a second. The next one costs a second of CPU, and where old and new overlap, the memory of both.
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """On Linux as elsewhere, lets every port of a cluster of one machine listen on 127.0.0.1 alone; without it, on all interfaces."""

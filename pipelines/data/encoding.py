@@ -16,9 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, pairwise
-from math import ceil
-from typing import Literal, NamedTuple, Protocol, Self, TypeAlias, cast
+from typing import Literal, NamedTuple, Protocol, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,15 +29,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kinetok.infra import capacity, meters
-from kinetok.infra.errors import DataError, KinetokError, StoreError
+from kinetok.infra.errors import DataError, KinetokError
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import ClipIndex
-from kinetok.pipelines.data.decode import Pixels, decode_windows
-from kinetok.pipelines.data.guard import Guard, begun_before, guard
+from kinetok.pipelines.data.decode import Pixels
+from kinetok.pipelines.data.decode_task import LOST, ROWS, STATUS, Sampling, Unit, cut_units, decode_unit, failed
 from kinetok.pipelines.data.ray_tasks import pool_sizes, worker_options
 from kinetok.pipelines.data.reasons import BadVideo, Reason
-from kinetok.pipelines.data.sources import read_range
 from kinetok.pipelines.data.stream import blocks as blocks_of
 from kinetok.pipelines.data.token_shards import DTYPES, TOKENS, BadSample, Line, Sample, stored, write_shard
 from kinetok.tokenizers.base import DecodeRecipe, LowerStage, Tokenizer, Tokens, TokenSpec
@@ -53,26 +50,7 @@ WORKER_BYTES = 512 << 20
 """A decode task asks for this much memory besides its pixels. Ray Data fuses operators that ask for the same resources; asking for
 memory keeps decoding out of the model actors."""
 
-_LOST = "source lost"
-"""Status of a clip whose source cannot be read: no fault of the clip, so the shard is not committed. Ray Data would wrap an exception
-beyond recognition; a write task's own comes through."""
-
-_ROWS = ("id", "video", "url", "offset", "bytes", "start", "end", "caption", "split")
-_ABOUT = ("id", "video", "start", "end", "caption", "split")
-Status: TypeAlias = dict[str, str | float | None]
-"""Why a clip failed: reason, message and position; all None where it is sound."""
-_SOUND: Status = {"reason": None, "message": None, "position": None}
-_STATUS = [
-    ("shard", pa.int64()),
-    ("place", pa.int32()),
-    ("about", pa.string()),
-    ("reason", pa.string()),
-    ("message", pa.string()),
-    ("position", pa.float64()),
-    ("decode_seconds", pa.float64()),
-]
-_DECODED = pa.schema(_STATUS)
-_ENCODED = pa.schema([*_STATUS, ("payload", pa.large_binary()), ("encode_seconds", pa.float64())])
+_ENCODED = pa.schema([*STATUS, ("payload", pa.large_binary()), ("encode_seconds", pa.float64())])
 
 
 class ClipEncoder(Protocol):
@@ -110,24 +88,6 @@ class Encoding:
         return self.unit_clips * self.recipe.frames * self.recipe.height * self.recipe.width * 3
 
 
-class Unit(NamedTuple):
-    """Clips `first` ... `first + clips` of the index, which begin at `place` of output shard `shard`."""
-
-    shard: int
-    place: int
-    first: int
-    clips: int
-
-
-class Video(NamedTuple):
-    """A video in its tar, and where its windows begin."""
-
-    url: str
-    offset: int
-    bytes: int
-    starts: list[float]
-
-
 class Committed(NamedTuple):
     """What one write task tells the driver; seconds are summed over clips and workers."""
 
@@ -136,22 +96,6 @@ class Committed(NamedTuple):
     clips: int
     decode_seconds: float
     encode_seconds: float
-
-
-def cut_units(index: ClipIndex, shard: int, unit_clips: int) -> list[Unit]:
-    """The units of one output shard: about equally many clips each, at most `unit_clips`, cut between videos where that allows it.
-
-    The windows of one video are decoded in one pass; a cut among them costs a second one.
-    """
-    first, clips = int(index.shards[shard][0]), len(index.shards[shard])
-    even = ceil(clips / ceil(clips / unit_clips))
-    sources = index.rows.slice(first, clips).select(["url", "offset"]).to_pylist() if even < clips else []
-    starts = [0]
-    for place in range(even, clips):
-        size = place - starts[-1]
-        if size == unit_clips or (size >= even and sources[place] != sources[place - 1]):
-            starts.append(place)
-    return [Unit(shard, place, first + place, end - place) for place, end in pairwise([*starts, clips])]
 
 
 def encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out: Folder, stop: threading.Event) -> Iterator[Committed]:
@@ -197,10 +141,12 @@ def _encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out
             done, writes = ray.wait(writes)
             yield from ray.get(done)
     finally:
-        # A stage that was stopped, or lost its lease, writes no further shard.
+        # A stage that was stopped, or lost its lease, writes no further shard, and ends only when none is being written any more.
         for write in writes:
             ray.cancel(write)
         encoded.close()
+        if writes:
+            ray.wait(writes, num_returns=len(writes), fetch_local=False)
 
 
 def plan(index: ClipIndex, units: list[Unit], encoding: Encoding) -> ray.data.Dataset:
@@ -219,7 +165,7 @@ def plan(index: ClipIndex, units: list[Unit], encoding: Encoding) -> ray.data.Da
 
 def decoded(index: ClipIndex, units: list[Unit], encoding: Encoding, *, actors: int) -> ray.data.Dataset:
     """The dataset of decoded units, on the CPUs that the actors leave; with none left they share those of the actors."""
-    rows = ray.put(index.rows.select(_ROWS).combine_chunks())
+    rows = ray.put(index.rows.select(ROWS).combine_chunks())
     resources = encoding.resources
     cluster = capacity.look()
     taken = actors * resources.cpus if cluster.share(resources.custom, resources.decoder_custom) else 0
@@ -233,8 +179,9 @@ def decoded(index: ClipIndex, units: list[Unit], encoding: Encoding, *, actors: 
     context.op_resource_reservation_enabled = True  # without it nothing bounds the bytes between operators
     context.target_max_block_size = None
     source.set_name(encoding.stage or None)
+    sampling = Sampling(**encoding.recipe.model_dump())
     return source.map_batches(
-        partial(decode_unit, rows=rows, recipe=encoding.recipe, seconds=encoding.resources.decode_seconds, stage=encoding.stage),
+        partial(decode_unit, rows=rows, sampling=sampling, seconds=encoding.resources.decode_seconds, stage=encoding.stage),
         batch_size=None,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=tasks),
@@ -242,55 +189,6 @@ def decoded(index: ClipIndex, units: list[Unit], encoding: Encoding, *, actors: 
         resources=resources.decoder_custom or None,
         memory=WORKER_BYTES + 3 * encoding.unit_bytes,
     )
-
-
-def decode_unit(unit: pa.Table, *, rows: "ray.ObjectRef[pa.Table]", recipe: DecodeRecipe, seconds: float, stage: str) -> pa.Table:
-    """Pixels of one unit; each video is read and decoded once for all of its windows in the unit, within `seconds`."""
-    began = time.perf_counter()
-    work = Unit(**unit.to_pylist()[0])
-    clips = ray.get(rows).slice(work.first, work.clips).to_pylist()
-    pixels_BTHWC = np.empty((work.clips, recipe.frames, recipe.height, recipe.width, 3), np.uint8)
-    statuses: list[Status] = []
-    read = 0
-    with guard(seconds, apart=begun_before()) as guarded:
-        for (url, offset, size), windows in groupby(clips, key=lambda clip: (clip["url"], clip["offset"], clip["bytes"])):
-            wanted = Video(url, offset, size, [clip["start"] for clip in windows])
-            read += size
-            statuses += _decode_video(wanted, recipe, guarded, pixels_BTHWC[len(statuses) :])
-    each = (time.perf_counter() - began) / work.clips
-    meters.did(stage, "decode", samples=work.clips, seconds=each * work.clips, size=read)
-    listed = [
-        {
-            **status,
-            "shard": work.shard,
-            "place": work.place + number,
-            "about": json.dumps({name: clip[name] for name in _ABOUT}, ensure_ascii=False),
-            "decode_seconds": each,
-        }
-        for number, (clip, status) in enumerate(zip(clips, statuses, strict=True))
-    ]
-    # One buffer of fixed-size clips, never copied; the pixels of a clip that failed are noise that nobody reads.
-    pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(pixels_BTHWC[0].nbytes), work.clips, [None, pa.py_buffer(pixels_BTHWC)])
-    return pa.Table.from_pylist(listed, schema=_DECODED).append_column("pixels", pixels)
-
-
-def _decode_video(wanted: Video, recipe: DecodeRecipe, guarded: Guard, out_BTHWC: Pixels) -> list[Status]:
-    """Decode the windows of one video into `out_BTHWC`; the status of each: sound, and from the first that fails on, the reason."""
-    try:
-        decode = partial(decode_windows, **recipe.model_dump())
-        found = guarded(decode, read_range(wanted.url, wanted.offset, wanted.bytes), wanted.starts)
-    except (BadVideo, OSError, StoreError) as error:
-        return [_failed(error)] * len(wanted.starts)
-    for place, clip_THWC in enumerate(found.clips):
-        out_BTHWC[place] = clip_THWC
-    bad = [] if found.error is None else [_failed(found.error)] * (len(wanted.starts) - len(found.clips))
-    return [_SOUND] * len(found.clips) + bad
-
-
-def _failed(error: BadVideo | OSError | StoreError) -> Status:
-    if isinstance(error, BadVideo):
-        return {"reason": str(error.reason), "message": error.message, "position": error.position}
-    return {"reason": _LOST, "message": str(error), "position": None}
 
 
 class Encoder:
@@ -310,7 +208,7 @@ class Encoder:
         for first in range(0, len(sound), size):
             chosen = sound[first : first + size]
             for number, payload in zip(chosen, self.encode(pixels_BTHWC[chosen]), strict=True):
-                rows[number].update(_failed(payload) if isinstance(payload, BadVideo) else {"payload": payload})
+                rows[number].update(failed(payload) if isinstance(payload, BadVideo) else {"payload": payload})
         seconds = (time.perf_counter() - began) / max(1, len(rows))
         meters.did(self.encoding.stage, "model", samples=len(sound), seconds=seconds * len(rows))
         return pa.Table.from_pylist([{"payload": None, **row, "encode_seconds": seconds} for row in rows], schema=_ENCODED)
@@ -356,7 +254,7 @@ def commit_shard(out: Folder, shard: int, expected: int, *blocks: pa.Table) -> C
     places = [(row["shard"], row["place"]) for row in rows]
     assert places == [(shard, place) for place in range(expected)], f"blocks of shard {shard} are not whole or in order: {places}"
     for row in rows:
-        if row["reason"] == _LOST:
+        if row["reason"] == LOST:
             raise DataError(f"the source of shard {shard} cannot be read: {row['message']}; restore it, then run again")
     abouts = [json.loads(row["about"]) for row in rows]
     samples = [Sample(row["place"], row["payload"], about) for row, about in zip(rows, abouts, strict=True) if row["reason"] is None]

@@ -9,7 +9,7 @@ Not covered: what a plan computes (`encoding.py`, `ray_tasks.py`).
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 
-def blocks(dataset: "Dataset", stop: threading.Event) -> "Iterator[ObjectRef[Any]]":
+def blocks(dataset: "Dataset", stop: threading.Event) -> "Generator[ObjectRef[Any]]":
     """References to the blocks of `dataset`; raises Cancelled soon after `stop` is set, whether or not blocks come."""
     # Ray Data reports each data set it starts and ends, and an exception before it raises it: both are the stage's to tell.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -79,6 +79,7 @@ class _Watch(ExecutionCallback):
     def on_execution_step(self, executor: "StreamingExecutor") -> None:
         if self.watched.wanted:
             return
+        assert executor._topology is not None
         for operator in executor._topology:
-            operator.shutdown(Timer(), force=True)
+            operator.shutdown(Timer(), force=True)  # type: ignore[no-untyped-call]
         raise Cancelled("the stage was asked to stop")

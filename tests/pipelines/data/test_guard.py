@@ -188,9 +188,8 @@ def test_a_clip_that_kills_its_decoder_is_left_out_of_its_token_shard(
     clips = make_clips(4, windows=2, shard_clips=8, bad=(1, 2))
     assert tiny.run_encode(clips, tmp_path / "bad").counts.quarantined == 4
     clips = make_clips(4, windows=2, shard_clips=8, change={1: partial(poisoned, how="crash"), 2: partial(poisoned, how="hang")})
-    monkeypatch.setattr(
-        encoding, "decode_unit", with_faulty_codec(encoding.decode_unit, "kinetok.pipelines.data.encoding", "decode_windows")
-    )
+    faulty = with_faulty_codec(encoding.decode_unit, "kinetok.pipelines.data.decode_task", "decode_windows")
+    monkeypatch.setattr(encoding, "decode_unit", faulty)
     result = tiny.run_encode(clips, tmp_path / "out", resources=resources)
     assert result.counts == Counts(input=8, written=4, quarantined=4)
     found = quarantined(Folder(str(tmp_path / "out")))

@@ -5,11 +5,13 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -18,9 +20,9 @@ from kinetok.infra.errors import ContractError, DataError, QuarantineLimit, Stor
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import ClipIndex
+from kinetok.pipelines.data.decode_task import decode_unit
 from kinetok.pipelines.data.retry import reopen
 from kinetok.pipelines.data.token_shards import TokenShards
-from kinetok.tokenizers.base import DecodeRecipe
 
 SCRIPT = Path(__file__).with_name("tiny.py")
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -66,7 +68,8 @@ def test_features_are_stored_in_the_type_asked_for(tiny: ModuleType, make_clips:
 
 
 def test_decoding_is_not_fused_into_the_model_actors(tiny: ModuleType, make_clips: Any) -> None:
-    from kinetok.pipelines.data.encoding import Encoding, cut_units, plan
+    from kinetok.pipelines.data.decode_task import cut_units
+    from kinetok.pipelines.data.encoding import Encoding, plan
 
     index = ClipIndex.open(make_clips(4))
     resources = Resources(workers=1, cpus=1, decoders=1, batch_size=2)
@@ -77,29 +80,28 @@ def test_decoding_is_not_fused_into_the_model_actors(tiny: ModuleType, make_clip
     assert ran == ["FromItems", "MapBatches(decode_unit)", "MapBatches(Encoder)"]
 
 
-class DeadlyRecipe(DecodeRecipe):
-    """Kills the first worker that decodes with it."""
-
-    driver: int
-    marker: str
-
-    def model_dump(self, **options: Any) -> dict[str, Any]:
-        if os.getpid() != self.driver and not Path(self.marker).exists():
-            Path(self.marker).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return DecodeRecipe(**super().model_dump(include={"fps", "frames", "height", "width"})).model_dump(**options)
+def deadly(unit: pa.Table, *, driver: int, marker: Path, **options: Any) -> pa.Table:
+    """`decode_unit`, but the first worker that is asked dies."""
+    if os.getpid() != driver and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode_unit(unit, **options)
 
 
-def test_killing_an_actor_or_a_decode_task_changes_nothing(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
+def test_killing_an_actor_or_a_decode_task_changes_nothing(
+    tiny: ModuleType, make_clips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ray import cloudpickle
+
+    from kinetok.pipelines.data import encoding
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     clips = make_clips(6, windows=2, shard_clips=3)
     tiny.run_encode(clips, tmp_path / "calm")
     tiny.run_encode(clips, tmp_path / "actor", fault=tiny.Fault(tmp_path / "passes", at=2))
     assert len(list((tmp_path / "passes").iterdir())) > 6, "the actor was not killed"
-    recipe = DeadlyRecipe(**ClipIndex.open(clips).recipe.model_dump(), driver=os.getpid(), marker=str(tmp_path / "killed"))
-    tiny.run_encode(clips, tmp_path / "decoder", recipe=recipe)
+    monkeypatch.setattr(encoding, "decode_unit", partial(deadly, driver=os.getpid(), marker=tmp_path / "killed"))
+    tiny.run_encode(clips, tmp_path / "decoder")
     assert (tmp_path / "killed").exists()
     calm = contents(tmp_path / "calm")
     assert contents(tmp_path / "actor") == calm

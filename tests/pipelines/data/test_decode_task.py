@@ -1,5 +1,7 @@
-"""Units of `encode`: how an output shard is cut for the decoders. What the plan computes: `stages/test_encode.py`."""
+"""Units of `encode`: how an output shard is cut for the decoders, and what these load. What the plan computes: `stages/test_encode.py`."""
 
+import subprocess
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -7,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from kinetok.pipelines.data.clip_index import ClipIndex
-from kinetok.pipelines.data.encoding import Unit, cut_units
+from kinetok.pipelines.data.decode_task import Unit, cut_units
 
 
 def index_of(windows: Iterable[int], shard_clips: int) -> ClipIndex:
@@ -42,3 +44,8 @@ def test_a_video_of_more_windows_than_a_unit_is_cut() -> None:
 def test_every_shard_starts_at_its_own_first_row() -> None:
     index = index_of([1] * 10, shard_clips=4)
     assert [cut_units(index, shard, 4) for shard in range(3)] == [[Unit(0, 0, 0, 4)], [Unit(1, 0, 4, 4)], [Unit(2, 0, 8, 2)]]
+
+
+def test_a_decoder_never_loads_torch() -> None:
+    code = "import sys, kinetok.pipelines.data.decode_task; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
