@@ -23,10 +23,12 @@ from kinetok.infra.storage import Folder
 
 pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(1800)]
 STEPS = 40
+LONG = 600
+"""Steps of a training that still goes on when a notice has reached it: some seconds for the command, two for Ray Train to ask."""
 
 
-def job(zero: int, every: int, workers: dict[str, int]) -> dict[str, Any]:
-    train = {"kind": "train", "data": "clips", "model": CAUSAL, "steps": STEPS, "global_batch": 4, "log_every": 1, "eval_every": STEPS}
+def job(zero: int, every: int, workers: dict[str, int], *, steps: int = STEPS) -> dict[str, Any]:
+    train = {"kind": "train", "data": "clips", "model": CAUSAL, "steps": steps, "global_batch": 4, "log_every": 1, "eval_every": steps}
     return {
         "name": "elastic",
         "tracking": None,
@@ -109,7 +111,7 @@ def test_a_node_that_is_announced_to_go_costs_no_step(cluster: Cluster, tmp_path
         wait_until(lambda: committed(base / RUNS) is not None, 60)
         cluster.lose_node(0)
 
-    made = build(cluster, tmp_path / "store", job(0, 10 * STEPS, {"workers": 1, "max_workers": 2}), drain)
+    made = build(cluster, tmp_path / "store", job(0, 2 * LONG, {"workers": 1, "max_workers": 2}, steps=LONG), drain)
     assert [attempt["workers"] for attempt in attempts(made)] == [2, 1]
     assert attempts(made)[1]["first_step"] > 5
-    assert sorted(losses(made)) == list(range(1, STEPS + 1))
+    assert sorted(losses(made)) == list(range(1, LONG + 1))
