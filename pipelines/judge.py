@@ -128,6 +128,8 @@ class SceneFeed(PositionFeed):
     frames: int
     seconds: float
     """Of a whole scene, of which the clip is the beginning."""
+    plain: bool
+    """Whether the data set's backgrounds are grey."""
     loaders: int = 0
 
     @property
@@ -147,13 +149,13 @@ class SceneFeed(PositionFeed):
 
     def _clip(self, position: int) -> tuple[Tensor, dict[Factor, int]]:
         number = position % len(self) + (0 if self.split == "train" else TRAINED)
-        return _drawn(self.seed + OWN_SEED, number, self.fps, self.frames, self.seconds)
+        return _drawn(self.seed + OWN_SEED, number, self.fps, self.frames, self.seconds, self.plain)
 
 
 @lru_cache(maxsize=TRAINED + TESTED)
-def _drawn(seed: int, number: int, fps: float, frames: int, seconds: float) -> tuple[Tensor, dict[Factor, int]]:
+def _drawn(seed: int, number: int, fps: float, frames: int, seconds: float, plain: bool) -> tuple[Tensor, dict[Factor, int]]:
     """One scene as a clip of `FRAMES` frames, and the place of each factor's value among `OPTIONS`."""
-    scene = draw_scene(seed, number, frames=max(frames, round(seconds * fps)), size=EDGE, most=1)
+    scene = draw_scene(seed, number, frames=max(frames, round(seconds * fps)), size=EDGE, most=1, plain=plain)
     kept = np.linspace(0, frames - 1, FRAMES).round().astype(int)
     video_CTHW = torch.from_numpy(scene.pixels_THWC[kept]).permute(3, 0, 1, 2).float() / 127.5 - 1
     answers = fact_of(scene.shapes[0]).answers

@@ -1,4 +1,4 @@
-"""Drawn moving scenes with captions that are true by construction: a moving background, and one to three shapes that move on it.
+"""Drawn moving scenes with captions that are true by construction: one to three shapes that move on a moving, or a plain, background.
 
 Everything follows from one integer per scene; shapes are drawn by signed distance, so that edges are antialiased and motion is
 smooth below a pixel. What was drawn is told twice: as a sentence, and as the facts it is made of (`Shape`), for questions and judges.
@@ -82,11 +82,11 @@ class Scene:
     shapes: tuple[Shape, ...]
 
 
-def draw_scene(seed: int, number: int, *, frames: int, size: int, most: int = 3) -> Scene:
-    """Scene `number` of a data set of at most `most` shapes each. What is in it depends on all but `frames`."""
+def draw_scene(seed: int, number: int, *, frames: int, size: int, most: int = 3, plain: bool = False) -> Scene:
+    """Scene `number` of a data set of at most `most` shapes each, on grey where `plain`. What is in it depends on all but `frames`."""
     rng = np.random.default_rng([seed, number])
     canvas = Canvas(frames, size)
-    background = BACKGROUNDS[number % len(BACKGROUNDS)]
+    background = _grey if plain else BACKGROUNDS[number % len(BACKGROUNDS)]
     colours = [COLOURS[i] for i in rng.permutation(len(COLOURS))]
     video_THWC, place = background(rng, canvas, colours[:2])
     shapes = []
@@ -126,10 +126,12 @@ class SceneSet:
     fps: int
     most: int = 3
     """Shapes of one scene."""
+    plain: bool = False
+    """Whether all backgrounds are grey."""
 
     def scene(self, number: int, frames: int | None = None) -> Scene:
         """One of them; with other `frames`, what is in it stays the same."""
-        return draw_scene(self.seed, number, frames=frames or self.frames, size=self.size, most=self.most)
+        return draw_scene(self.seed, number, frames=frames or self.frames, size=self.size, most=self.most, plain=self.plain)
 
 
 def write_scenes(drawn: SceneSet, out: Folder, *, shard_videos: int, progress: Callable[[int, int], None]) -> Packed:
@@ -142,6 +144,10 @@ def write_scenes(drawn: SceneSet, out: Folder, *, shard_videos: int, progress: C
             progress(number + 1, drawn.count)
 
     return write_tars(videos(), out, prefix="scenes", shard_videos=shard_videos)
+
+
+def _grey(rng: np.random.Generator, canvas: Canvas, colours: list[Colour]) -> tuple[Floats, str]:
+    return np.full((canvas.frames, canvas.size, canvas.size, 3), 0.5, np.float32), "on plain grey"
 
 
 def _gradient(rng: np.random.Generator, canvas: Canvas, colours: list[Colour]) -> tuple[Floats, str]:

@@ -40,7 +40,13 @@ class Judge(Stage, FitConfig):
         drawn = Scenes.model_validate(ctx.input("scenes").record.config)
         recipe = ClipIndex.open(ctx.input("data")).recipe
         feed = partial(
-            SceneFeed, seed=drawn.seed, fps=recipe.fps, frames=recipe.frames, seconds=drawn.seconds, loaders=ctx.resources.loaders
+            SceneFeed,
+            seed=drawn.seed,
+            fps=recipe.fps,
+            frames=recipe.frames,
+            seconds=drawn.seconds,
+            plain=drawn.plain,
+            loaders=ctx.resources.loaders,
         )
         metrics = fit(
             JudgeTrainable,

@@ -33,6 +33,8 @@ class Scenes(Stage):
     """Videos of one tar."""
     most_shapes: Annotated[Count, Field(le=MOST_SHAPES)] = MOST_SHAPES
     """Shapes of one scene, one to so many."""
+    plain: bool = False
+    """Grey behind the shapes instead of something that moves: what a scene shows is learned much sooner."""
 
     @property
     def drawn(self) -> "SceneSet":
@@ -40,11 +42,14 @@ class Scenes(Stage):
         from kinetok.pipelines.data.scenes import SceneSet
 
         frames = round(self.seconds * self.fps)
-        return SceneSet(count=self.count, seed=self.seed, frames=frames, size=self.size, fps=self.fps, most=self.most_shapes)
+        return SceneSet(
+            count=self.count, seed=self.seed, frames=frames, size=self.size, fps=self.fps, most=self.most_shapes, plain=self.plain
+        )
 
     def literals(self) -> dict[str, Plain]:
-        """Without `most_shapes` at its default: keys of before it was there still hold."""
-        return {name: value for name, value in super().literals().items() if name != "most_shapes" or value != MOST_SHAPES}
+        """Without what came later where it is at its default: keys of before it was there still hold."""
+        later = {"most_shapes": MOST_SHAPES, "plain": False}
+        return {name: value for name, value in super().literals().items() if name not in later or value != later[name]}
 
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.data.pack import pack

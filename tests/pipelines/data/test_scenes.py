@@ -117,3 +117,13 @@ def test_what_is_drawn_never_changes() -> None:
     """If this fails, cached scenes no longer are what the code draws: bump the version of the stage with it."""
     captions = "".join(draw_scene(0, number, frames=1, size=32).caption for number in range(10))
     assert hashlib.sha256(captions.encode()).hexdigest().startswith(DIGEST)
+
+
+def test_a_plain_scene_is_grey_but_for_its_shape() -> None:
+    scene = draw_scene(0, 3, frames=17, size=32, most=1, plain=True)
+    (shape,) = scene.shapes
+    assert scene.caption == f"{shape.phrase} on plain grey"
+    painted = (scene.pixels_THWC != 128).any(-1)
+    assert 0 < painted.mean() < 0.5
+    colour = np.array(dict(COLOURS)[shape.colour]) * 255
+    assert (np.abs(scene.pixels_THWC[painted] - colour).max(-1) < 3).any()

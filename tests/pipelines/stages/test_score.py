@@ -136,12 +136,12 @@ def test_a_judge_learns(process_group: None, tmp_path: Path, monkeypatch: pytest
     """On few scenes it soon knows which is which, and what it is fed does not depend on the workers."""
     monkeypatch.setattr(judge, "TRAINED", 16)
     monkeypatch.setattr(judge, "TESTED", 8)
-    feed = SceneFeed("train", seed=0, fps=8, frames=16, seconds=2.25)
+    feed = SceneFeed("train", seed=0, fps=8, frames=16, seconds=2.25, plain=False)
     whole = next(feed.batches(start=0, batch=8, rank=0, world=1))
     half = next(feed.batches(start=0, batch=4, rank=1, world=2))
     assert all(torch.equal(values[4:], half[name]) for name, values in whole.items())
     assert whole["video_BCTHW"].shape == (8, 3, 8, 32, 32) and whole["video_BCTHW"].abs().max() <= 1
-    held_out = SceneFeed("val", seed=0, fps=8, frames=16, seconds=2.25).load(list(range(8)))["video_BCTHW"]
+    held_out = SceneFeed("val", seed=0, fps=8, frames=16, seconds=2.25, plain=False).load(list(range(8)))["video_BCTHW"]
     seen = feed.load(list(range(16)))["video_BCTHW"]
     assert np.abs(held_out[:, None].numpy() - seen[None].numpy()).mean((2, 3, 4, 5)).min() > 0.01
     out, config = Folder(str(tmp_path)), FitConfig(steps=30, global_batch=16, optimizers={"judge": PlayerConfig(lr=3e-3)}, log_every=10)
