@@ -1,7 +1,7 @@
 """Starting Ray, or joining the cluster that `RAY_ADDRESS` names, and running training workers on it. The only module that calls `ray.init`.
 
 On this machine a private cluster is started with as many CPUs as there are cores; its dashboard is off. Environment defaults that
-Ray reads at start-up are set here, before it is imported. A cluster elsewhere is sent this very package as a wheel.
+Ray reads at start-up are set here, before it is imported. A cluster elsewhere is sent this very package.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from kinetok.infra.errors import KinetokError, StoreError, TrainingError
 from kinetok.infra.fit import ATTEMPTS, RUNS, outcome_name
 from kinetok.infra.storage import Folder
-from kinetok.infra.wheel import cached_wheel
+from kinetok.infra.wheel import cached_wheel, unpacked
 
 if TYPE_CHECKING:
     from kinetok.infra.training import Loop, Work
@@ -118,7 +118,7 @@ def _in_lasting_thread(start: Callable[[], None]) -> None:
 
 def shipped() -> dict[str, object]:
     """The Ray runtime environment that brings this package to workers of another machine."""
-    return {"py_modules": [str(cached_wheel())]}
+    return {"py_modules": [str(unpacked(cached_wheel()))]}
 
 
 def run_workers(work: "Work") -> None:

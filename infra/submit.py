@@ -1,7 +1,7 @@
 """`Jobs`: jobs on a Ray cluster through its Jobs API: send one, follow it, ask about it, stop it.
 
-What travels is the wheel of this package and the job file, nothing else: no working tree, no environment variables, no secrets. The
-driver runs on the cluster's head, as `kinetok run` on the job file, and reads stores and secrets from its nodes' environment.
+What travels is this package, as its wheel holds it, and the job file, nothing else: no working tree, no environment variables, no
+secrets. The driver runs on the cluster's head, as `kinetok run` on the job file, and reads stores and secrets from its nodes' environment.
 A submission's id is made of what is sent and a counter, so a request that is sent again after a lost connection finds the job that the
 first one started. While waiting, a lost connection is asked for again; nothing that happens here ends the job there but `cancel`.
 Not covered: what the driver does (`run.py`), clusters themselves.
@@ -28,6 +28,7 @@ from rich.table import Table
 from kinetok.infra import provenance
 from kinetok.infra.errors import ClusterError, ConfigError
 from kinetok.infra.plan import human_seconds
+from kinetok.infra.wheel import unpacked
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -80,7 +81,7 @@ class Parcel:
         (folder / JOB_FILE).write_bytes(self.job)
         return {
             "working_dir": str(folder),
-            "py_modules": [str(self.wheel)],
+            "py_modules": [str(unpacked(self.wheel))],
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
         }
 

@@ -1,11 +1,11 @@
-"""This package as a wheel, made from its own files: what a Ray cluster elsewhere is sent.
+"""This package as a wheel, made from its own files, and unpacked: what a Ray cluster elsewhere is sent.
 
 Written directly (a wheel is a zip), so that it works from a checkout and from an installed package without any build tool. The
-version ends in a digest of the content, because Ray caches modules by file name. Not covered: dependencies, which the cluster's
-image holds.
+version ends in a digest of the content, which names the code that a run ran. Not covered: dependencies, which the cluster's image holds.
 """
 
 import base64
+import errno
 import hashlib
 import os
 import tempfile
@@ -50,6 +50,24 @@ def cached_wheel() -> Path:
     if folder.stat().st_uid != os.getuid():
         raise ConfigError(f"{folder} belongs to another user, who could put code of theirs into the wheel: delete it, or set TMPDIR")
     return build_wheel(folder)
+
+
+def unpacked(wheel: Path) -> Path:
+    """The folder `kinetok` out of a wheel, unpacked once in a folder beside it.
+
+    The wheel itself must not be sent: Ray lets pip install it and holds no lock meanwhile, so that two runtime environments of one node
+    that name it (a job's, and the one of its training workers) delete its modules below each other's feet.
+    """
+    target = wheel.with_suffix("")
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=wheel.parent) as aside, zipfile.ZipFile(wheel) as archive:
+            archive.extractall(f"{aside}/whole", [name for name in archive.namelist() if name.startswith("kinetok/")])
+            try:
+                Path(aside, "whole").rename(target)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:  # which says that another process was first
+                    raise
+    return target / "kinetok"
 
 
 def package_files() -> Iterator[tuple[str, bytes]]:

@@ -120,7 +120,7 @@ def run(job: str, overrides: tuple[str, ...], store: str | None, only: tuple[str
 @_force
 @click.option("--wait/--detach", default=True, show_default=True, help="Follow the job to its end, or leave it once it is sent.")
 def submit(job: str, address: str, overrides: tuple[str, ...], store: str | None, wait: bool, **selection: Any) -> None:
-    """Run a job on a Ray cluster: sends this code as a wheel and the job file, and nothing else.
+    """Run a job on a Ray cluster: sends this code and the job file, and nothing else.
 
     The same job, options and code are not run twice at a time: submitting them again follows what runs. Ctrl-C leaves the job running.
     """

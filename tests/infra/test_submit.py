@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from kinetok.infra import provenance, submit
 from kinetok.infra.errors import ClusterError, ConfigError
 from kinetok.infra.submit import JOB_FILE, Jobs, Parcel
+from kinetok.infra.wheel import build_wheel
 from kinetok.pipelines.cli import main
 
 from .clusters import Line, Running, cluster
@@ -38,7 +39,7 @@ def environment() -> Iterator[None]:
 
 @pytest.fixture
 def parcel(tmp_path: Path) -> Parcel:
-    return Parcel("tiny job", JOB.encode(), ("--set", "scenes.count=2; rm -rf /"), tmp_path / "kinetok-0+d0-py3-none-any.whl")
+    return Parcel("tiny job", JOB.encode(), ("--set", "scenes.count=2; rm -rf /"), build_wheel(tmp_path / "wheels"))
 
 
 class Head:
@@ -78,7 +79,7 @@ def test_the_job_file_travels_alone_and_its_options_are_no_shell(parcel: Parcel,
     environment = parcel.environment(folder)
     assert environment == {
         "working_dir": str(folder),
-        "py_modules": [str(parcel.wheel)],
+        "py_modules": [str(parcel.wheel.with_suffix("") / "kinetok")],
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "300"},
     }
     assert [path.name for path in folder.iterdir()] == [JOB_FILE]

@@ -31,6 +31,28 @@ def test_the_name_follows_the_content(tmp_path: Path, monkeypatch: pytest.Monkey
     assert wheel.build_wheel(tmp_path) != first
 
 
+def test_unpacks_to_what_it_was_made_of(tmp_path: Path) -> None:
+    path = wheel.build_wheel(tmp_path)
+    folder = wheel.unpacked(path)
+    assert wheel.unpacked(path) == folder and {path, folder.parent} == set(tmp_path.iterdir())
+    found = {f"kinetok/{file.relative_to(folder)}": file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert found == dict(wheel.package_files())
+
+
+def test_two_that_unpack_at_once_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = wheel.build_wheel(tmp_path)
+    extract = zipfile.ZipFile.extractall
+
+    def slowly(archive: zipfile.ZipFile, folder: str, names: list[str]) -> None:
+        extract(archive, folder, names)
+        monkeypatch.undo()
+        wheel.unpacked(path)
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", slowly)
+    folder = wheel.unpacked(path)
+    assert (folder / "infra" / "wheel.py").is_file() and {path, folder.parent} == set(tmp_path.iterdir())
+
+
 def test_pip_installs_it(tmp_path: Path) -> None:
     path = wheel.build_wheel(tmp_path)
     command = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(path)]
