@@ -78,6 +78,7 @@ def chaos(folder: Path, *, faults: int, seed: int) -> Outcome:
             outcome.wrong += differences(expected, contents(world))
             outcome.wrong += [f"{a.name}: {problem}" for a in artifacts(world) for problem in problems(a)]
             outcome.wrong += leftovers(world)
+            _say(outcome, f"the job is done {outcome.rounds} times, {len(outcome.wrong)} findings: {outcome.wrong}")
         outcome.seconds = time.monotonic() - began
     return outcome
 
