@@ -39,7 +39,7 @@ STUCK_TICKS = 300
 TRIES = 3
 TICK_SECONDS = 0.1
 PATIENCE_TICKS = 4000
-"""A driver that has not ended so many looks after the last fault hangs. Counted, not timed: the harness may be suspended."""
+"""A driver that writes nothing for so many looks hangs. Counted, not timed: the harness may be suspended."""
 
 
 @dataclass
@@ -90,6 +90,7 @@ def _round(world: World, job: Path, plan: list[str], share: int, outcome: Outcom
     repairs: list[Repair] = []
     target = Target(world, _driver(world, job, 0, outcome), generator)
     due, calm_ticks, wrote = time.monotonic() + generator.uniform(*GAP_SECONDS), 0, world.written()
+    silent_ticks, seen = 0, wrote
     while True:
         now = time.monotonic()
         for repair in [repair for repair in repairs if repair[0] <= now]:
@@ -101,13 +102,15 @@ def _round(world: World, job: Path, plan: list[str], share: int, outcome: Outcom
             _say(outcome, f"driver ended with {target.driver.returncode}")
             target.driver = _driver(world, job, target.next_skew, outcome)
             target.next_skew = 0
-            calm_ticks = 0
+            calm_ticks = silent_ticks = 0
         if plan and now >= due and (world.written() - wrote >= share or calm_ticks > STUCK_TICKS):
             due, wrote = now + generator.uniform(*GAP_SECONDS), world.written()
             if _strike(plan, target, repairs, outcome):
                 calm_ticks = 0
         calm_ticks += 1
-        if calm_ticks > PATIENCE_TICKS:
+        before, seen = seen, world.written()
+        silent_ticks = silent_ticks + 1 if seen == before else 0
+        if silent_ticks > PATIENCE_TICKS:
             raise TimeoutError(f"the driver hangs: see {world.folder}")
         time.sleep(TICK_SECONDS)
     for _, repair_now in repairs:

@@ -30,6 +30,7 @@ class World:
         self.tracking: subprocess.Popen[bytes] | None = None
         self.scratch = Path(environment["TMPDIR"])
         self.drivers: list[subprocess.Popen[bytes]] = []
+        self._looked_at = self._written = 0
 
     def start(self) -> None:
         """Start whatever is down."""
@@ -69,8 +70,11 @@ class World:
 
     def written(self) -> int:
         """Objects written so far; leases and the states of runs, which are written for as long as anything lasts, do not count."""
-        puts = [seen.request.key for seen in list(self.proxy.seen) if seen.request.operation in ("put", "multipart")]
-        return sum("/runs/" not in key and not key.endswith(("lease.json", "turn")) for key in puts)
+        new = self.proxy.seen[self._looked_at :]
+        self._looked_at += len(new)
+        puts = [seen.request.key for seen in new if seen.request.operation in ("put", "multipart")]
+        self._written += sum("/runs/" not in key and not key.endswith(("lease.json", "turn")) for key in puts)
+        return self._written
 
     def fill_scratch(self) -> None:
         """Leave no byte on the scratch disk."""
