@@ -18,6 +18,7 @@ from kinetok.infra.storage import Folder
 
 from .infra.clusters import Running, cluster, namespaces
 
+pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(1800)]
 GROUPS = {"decoder_custom": {"decoder": 1}, "custom": {"trainer": 1}}
 JOB = {
     "name": "groups",
@@ -87,8 +88,6 @@ def run_on(nodes: Nodes, folder: Path) -> tuple[dict[str, set[str]], str]:
     return found, impossible.stdout
 
 
-@pytest.mark.ray
-@pytest.mark.long
 def test_decoding_and_computing_stay_on_their_nodes(tmp_path: Path) -> None:
     found, refused = run_on(cluster, tmp_path)
     assert all({where.split()[0] for where in found[name]} == {"decoder"} for name in DECODING), found
@@ -96,8 +95,6 @@ def test_decoding_and_computing_stay_on_their_nodes(tmp_path: Path) -> None:
     assert "base asks for 1 x training worker of 1 CPU, 1 GPU" in refused and "GPU 0 on the biggest node and 0 in the whole" in refused
 
 
-@pytest.mark.ray
-@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="network namespaces want root and iproute2")
 def test_the_same_with_an_address_for_each_node(tmp_path: Path) -> None:
     found, _ = run_on(namespaces, tmp_path)
