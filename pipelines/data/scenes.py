@@ -147,8 +147,8 @@ def write_scenes(drawn: SceneSet, out: Folder, *, shard_videos: int, progress: C
 
 
 def _grey(rng: np.random.Generator, canvas: Canvas, colours: list[Colour]) -> tuple[Floats, str]:
-    """Of a brightness that no colour has: contrast is all that some filters see."""
-    return np.full((canvas.frames, canvas.size, canvas.size, 3), 0.72, np.float32), "on plain grey"
+    """The middle of the range: convolutions that pad with zeros see no edge there."""
+    return np.full((canvas.frames, canvas.size, canvas.size, 3), 0.5, np.float32), "on plain grey"
 
 
 def _gradient(rng: np.random.Generator, canvas: Canvas, colours: list[Colour]) -> tuple[Floats, str]:
