@@ -28,7 +28,7 @@ MIDDLE = DivotConfig(
 )
 
 SMALL = DivotConfig(
-    frames=17,
+    frames=9,
     edge=64,
     vit=VitConfig(edge=64, patch=8, width=96, depth=2, heads=4),
     encoder=EncoderConfig(
