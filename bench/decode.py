@@ -1,5 +1,6 @@
 """Clips decoded per second and core: through Ray Data, against a bare loop over the same clips in this process."""
 
+import threading
 from itertools import groupby
 
 from clips import repeated, steady_rate
@@ -10,6 +11,7 @@ from kinetok.pipelines.data.decode import decode_clips
 from kinetok.pipelines.data.decode_task import cut_units
 from kinetok.pipelines.data.encoding import Encoding, decoded
 from kinetok.pipelines.data.sources import read_range
+from kinetok.pipelines.data.stream import blocks
 
 CYCLES = 4
 """Times that every clip is decoded and counted: clips differ in what they cost, so both sides see each as often."""
@@ -30,8 +32,8 @@ def bare_rate(index: ClipIndex) -> float:
 def ray_rate(index: ClipIndex, encoding: Encoding) -> float:
     """One decode task at a time, through Ray Data's operators and object store."""
     units = [unit for shard in range(len(index.shards)) for unit in cut_units(index, shard, encoding.unit_clips)]
-    bundles = decoded(index, units, encoding, actors=1).iter_internal_ref_bundles()
-    return steady_rate((bundle.num_rows() for bundle in bundles), warm=len(index) // (CYCLES + 1))
+    done = zip(units, blocks(decoded(index, units, encoding, actors=1), threading.Event()), strict=True)
+    return steady_rate((unit.clips for unit, _ in done), warm=len(index) // (CYCLES + 1))
 
 
 def lines(index: ClipIndex, encoding: Encoding) -> list[Line]:
