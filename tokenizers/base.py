@@ -88,11 +88,16 @@ class TokenSpec(Config):
 
     def difference(self, other: "TokenSpec") -> str | None:
         """The first differing field as `field: mine, other`, or None where the two agree."""
-        for name in type(self).model_fields:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                return f"{name}: {mine}, {theirs}"
-        return None
+        return difference(self, other)
+
+
+def difference(one: BaseModel, other: BaseModel) -> str | None:
+    """The first differing field of two of one class as `field: one, other`, or None where they agree."""
+    for name in type(one).model_fields:
+        first, second = getattr(one, name), getattr(other, name)
+        if first != second:
+            return f"{name}: {first}, {second}"
+    return None
 
 
 @dataclass(frozen=True)

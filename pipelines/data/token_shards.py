@@ -36,7 +36,7 @@ from kinetok.infra.errors import ContractError, DataError
 from kinetok.infra.fingerprint import Plain, plain
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.tars import TarWriter
-from kinetok.tokenizers.base import TokenSpec
+from kinetok.tokenizers.base import TokenSpec, difference
 
 SPEC_FILE = "spec.json"
 RANGE_BYTES = 1 << 20
@@ -142,11 +142,9 @@ def stamp(out: Folder, spec: BaseModel) -> None:
     if not out.exists(SPEC_FILE):
         out.write_text(SPEC_FILE, spec.model_dump_json(indent=1))
         return
-    there = type(spec).model_validate_json(out.read_bytes(SPEC_FILE))
-    for name in type(spec).model_fields:
-        old, new = getattr(there, name), getattr(spec, name)
-        if old != new:
-            raise ContractError(f"{out} holds shards of another model: {name}: {old}, {new} (there, now); run with --force to encode again")
+    changed = difference(type(spec).model_validate_json(out.read_bytes(SPEC_FILE)), spec)
+    if changed is not None:
+        raise ContractError(f"{out} holds shards of another model: {changed} (there, now); run with --force to encode again")
 
 
 def write_shard(out: Folder, shard: int, samples: Iterable[Sample], bad: list[BadSample]) -> list[Line]:
@@ -234,10 +232,10 @@ def require_spec(shards: TokenSpec, model: TokenSpec) -> None:
     stored: dict[str, object] = {name: getattr(shards, name) for name in own}
     if shards.content == "features":
         stored["channels"] = shards.channels
-    difference = shards.difference(model.model_copy(update=stored))
-    if difference is not None:
+    changed = shards.difference(model.model_copy(update=stored))
+    if changed is not None:
         raise ContractError(
-            f"these {shards.content} were not written by this tokenizer: {difference} (shards, tokenizer); "
+            f"these {shards.content} were not written by this tokenizer: {changed} (shards, tokenizer); "
             "encode the clips with it, or use the tokenizer that wrote them"
         )
 
