@@ -2,6 +2,7 @@
 # make test   the whole test suite            make check  format, lint, types
 # make bench  speed against named floors      make setup  only build .venv
 # Every target sets itself up: Python 3.11, a .venv in the checkout, the versions of requirements.lock.
+# A test process that dies ends the tests: with files for units, pytest-xdist waits for ever after it has replaced one.
 
 PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -28,7 +29,7 @@ run: setup
 	$(PY) -m kinetok.pipelines.cli run jobs/main.yaml
 
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: setup
 	$(PY) -m ruff format --check .

@@ -34,8 +34,8 @@ JOB = {
 }
 DECODER, TRAINER = {"CPU": 2, "decoder": 2}, {"CPU": 1, "trainer": 1}
 Nodes = Callable[[Sequence[dict[str, float]]], AbstractContextManager[Running]]
-DECODING, COMPUTING = ("_guarded", "decode_unit"), ("RayTrainWorker", "Encoder")
-"""What Ray calls the tasks that draw scenes and cut clips, and those that decode; the workers of a training, and of an encode."""
+DECODING, COMPUTING = ("clips: cut", "tokens: decode_unit"), ("RayTrainWorker", "tokens: Encoder")
+"""What Ray calls the tasks that cut clips, and those that decode them; the workers of a training, and of an encode."""
 
 
 def kinetok(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -100,4 +100,4 @@ def test_the_same_with_an_address_for_each_node(tmp_path: Path) -> None:
     found, _ = run_on(namespaces, tmp_path)
     assert all(found[name] == {"decoder 10.77.0.2"} for name in DECODING), found
     assert found["RayTrainWorker"] == {"trainer 10.77.0.3", "trainer 10.77.0.4"}, found
-    assert found["Encoder"] <= found["RayTrainWorker"], found
+    assert found["tokens: Encoder"] <= found["RayTrainWorker"], found

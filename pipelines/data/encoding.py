@@ -35,7 +35,7 @@ from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.decode import Pixels
 from kinetok.pipelines.data.decode_task import LOST, ROWS, STATUS, Sampling, Unit, cut_units, decode_unit, failed
-from kinetok.pipelines.data.ray_tasks import pool_sizes, worker_options
+from kinetok.pipelines.data.ray_tasks import named, pool_sizes, worker_options
 from kinetok.pipelines.data.reasons import BadVideo, Reason
 from kinetok.pipelines.data.stream import blocks as blocks_of
 from kinetok.pipelines.data.token_shards import DTYPES, TOKENS, BadSample, Line, Sample, stored, write_shard
@@ -141,9 +141,8 @@ def _encode_shards(index: ClipIndex, due: Iterable[int], encoding: Encoding, out
             done, writes = ray.wait(writes)
             yield from ray.get(done)
     finally:
-        # A stage that was stopped, or lost its lease, writes no further shard, and ends only when none is being written any more.
-        for write in writes:
-            ray.cancel(write)
+        # A stage that was stopped, or lost its lease, begins no further shard, and ends only when none is being written any more. What is
+        # being written is not cancelled: Ray 2.60 aborts the driver where a task is cancelled while its arguments are being inlined.
         encoded.close()
         if writes:
             ray.wait(writes, num_returns=len(writes), fetch_local=False)
@@ -154,7 +153,7 @@ def plan(index: ClipIndex, units: list[Unit], encoding: Encoding) -> ray.data.Da
     resources = encoding.resources
     least, most = pool_sizes(resources, len(units))
     return decoded(index, units, encoding, actors=most).map_batches(
-        Encoder,
+        named(encoding.stage, Encoder),
         batch_size=None,
         batch_format="pyarrow",
         fn_constructor_args=(encoding,),
@@ -181,7 +180,13 @@ def decoded(index: ClipIndex, units: list[Unit], encoding: Encoding, *, actors: 
     source.set_name(encoding.stage or None)
     sampling = Sampling(**encoding.recipe.model_dump())
     return source.map_batches(
-        partial(decode_unit, rows=rows, sampling=sampling, seconds=encoding.resources.decode_seconds, stage=encoding.stage),
+        partial(
+            named(encoding.stage, decode_unit),
+            rows=rows,
+            sampling=sampling,
+            seconds=encoding.resources.decode_seconds,
+            stage=encoding.stage,
+        ),
         batch_size=None,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=tasks),

@@ -1,12 +1,13 @@
 """One Ray Data task per item (`each_on_ray`), or one call of a model actor (`each_on_actors`), rows back as they finish.
 
 One block per item costs about 25 ms and keeps resume simple: an item is a unit of commit. A task or an actor whose process dies is
-run again by Ray; an error of the function ends the iteration. Not covered: pipelines of several operators (`encoding.py`).
+run again by Ray; an error of the function ends the iteration. Ray's dashboard calls tasks and actors by their stage (`named`). Not
+covered: pipelines of several operators (`encoding.py`).
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from kinetok.infra.errors import DataError, KinetokError, StoreError
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 Item = dict[str, Any]
 
 
-def each_on_ray(function: Callable[[Item], Item], items: list[Item], *, resources: Resources, stop: threading.Event) -> Iterator[Item]:
+def each_on_ray(
+    stage: str, function: Callable[[Item], Item], items: list[Item], *, resources: Resources, stop: threading.Event
+) -> Iterator[Item]:
     """`function` of every item, in any order, at most `resources.decoders` at a time (None: what the cluster's CPUs allow).
 
     Raises Cancelled soon after `stop` is set, DataError where `function` raised a KinetokError, StoreError where it raised an OSError (a
@@ -30,11 +33,11 @@ def each_on_ray(function: Callable[[Item], Item], items: list[Item], *, resource
     if items:
         pool = TaskPoolStrategy(size=resources.decoders)
         custom = resources.decoder_custom or None
-        yield from _rows(_source(items).map(partial(_guarded, function), num_cpus=1, resources=custom, compute=pool), stop)
+        yield from _rows(_source(stage, items).map(named(stage, _guarded(function)), num_cpus=1, resources=custom, compute=pool), stop)
 
 
 def each_on_actors(
-    open_function: Callable[[], Callable[[Item], Item]], items: list[Item], *, resources: Resources, stop: threading.Event
+    stage: str, open_function: Callable[[], Callable[[Item], Item]], items: list[Item], *, resources: Resources, stop: threading.Event
 ) -> Iterator[Item]:
     """The function that `open_function` returns, opened once in each of `resources.workers` actors, of every item, in any order.
 
@@ -45,9 +48,8 @@ def each_on_actors(
     if items:
         least, most = pool_sizes(resources, len(items))
         pool = ActorPoolStrategy(min_size=least, max_size=most)
-        # That a class may stand for the function, `Dataset.map` does not say in its annotation.
-        data = _source(items).map(
-            _Actor,  # type: ignore[arg-type]
+        data = _source(stage, items).map(
+            named(stage, Worker),
             fn_constructor_args=(open_function,),
             compute=pool,
             **worker_options(resources),
@@ -71,27 +73,46 @@ def worker_options(resources: Resources) -> dict[str, Any]:
     }
 
 
-class _Actor:
-    """Holds what is expensive to open."""
+def named(stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    """`work`, a function or a class, under the name `stage: work`, which Ray shows of the tasks or actors that run it."""
+    name = f"{stage}: {work.__name__}"
+    if isinstance(work, type):
+        return type(name, (work,), {})
+
+    @wraps(work)
+    def call(*arguments: Any, **named_arguments: Any) -> Any:
+        return work(*arguments, **named_arguments)
+
+    call.__name__ = name
+    return call
+
+
+class Worker:
+    """An actor that holds what is expensive to open."""
 
     def __init__(self, open_function: Callable[[], Callable[[Item], Item]]) -> None:
-        self.function = open_function()
+        self.function = _guarded(open_function())
 
     def __call__(self, item: Item) -> Item:
-        return _guarded(self.function, item)
+        return self.function(item)
 
 
-def _guarded(function: Callable[[Item], Item], item: Item) -> Item:
-    # Ray would lose the type of an exception, and print the traceback of a user's mistake.
-    try:
-        return {"row": function(item), "wrong_data": None, "lost_store": None}
-    except KinetokError as error:
-        return {"row": None, "wrong_data": str(error), "lost_store": None}
-    except OSError as error:
-        return {"row": None, "wrong_data": None, "lost_store": str(error)}
+def _guarded(function: Callable[[Item], Item]) -> Callable[[Item], Item]:
+    """`function`, with its errors as rows: Ray would lose their type, and print the traceback of a user's mistake."""
+
+    @wraps(function, updated=())
+    def call(item: Item) -> Item:
+        try:
+            return {"row": function(item), "wrong_data": None, "lost_store": None}
+        except KinetokError as error:
+            return {"row": None, "wrong_data": str(error), "lost_store": None}
+        except OSError as error:
+            return {"row": None, "wrong_data": None, "lost_store": str(error)}
+
+    return call
 
 
-def _source(items: list[Item]) -> "Dataset":
+def _source(stage: str, items: list[Item]) -> "Dataset":
     """One block per item, with the settings of Ray Data that kinetok's stages want."""
     start_ray()
     import ray.data
@@ -99,6 +120,7 @@ def _source(items: list[Item]) -> "Dataset":
     source = ray.data.from_items(items, override_num_blocks=len(items))
     # On two CPUs the reservation would keep one of them idle.
     source.context.op_resource_reservation_enabled = False
+    source.set_name(stage)
     return source
 
 

@@ -18,6 +18,11 @@ from ray.data._internal.stats import Timer
 
 from kinetok.infra.errors import Cancelled
 
+SETTLE_SECONDS = 0.5
+"""From a plan's last submitted task to its cancellation: Ray 2.60 aborts the driver where arguments are still being inlined by then."""
+END_SECONDS = 60.0
+"""The loop has this long to end; it takes longer only where the cluster is gone, and must not keep the driver then."""
+
 if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.data import Dataset
@@ -60,7 +65,7 @@ class _Watched:
         """Nobody consumes blocks any more: wait until the loop has ended."""
         self.left.set()
         if self.executor is not None:
-            self.executor.join()
+            self.executor.join(END_SECONDS)
 
 
 _watched: ContextVar[_Watched] = ContextVar("_watched")
@@ -80,6 +85,7 @@ class _Watch(ExecutionCallback):
         if self.watched.wanted:
             return
         assert executor._topology is not None
+        threading.Event().wait(SETTLE_SECONDS)
         for operator in executor._topology:
             operator.shutdown(Timer(), force=True)  # type: ignore[no-untyped-call]
         raise Cancelled("the stage was asked to stop")

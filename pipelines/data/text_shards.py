@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from kinetok.infra import meters
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.config import Config
 from kinetok.infra.errors import ConfigError, DataError
@@ -106,7 +107,9 @@ class TextEncoding:
 
 def encode_captions(due: list[int], encoding: TextEncoding, stop: threading.Event) -> Iterator[tuple[int, list[Line]]]:
     """Encode the captions of the shards numbered `due` and commit each; yields number and manifest lines as they are committed."""
-    for done in each_on_actors(partial(_Worker, encoding), [{"shard": shard} for shard in due], resources=encoding.resources, stop=stop):
+    items = [{"shard": shard} for shard in due]
+    stage = meters.stage_of(encoding.out)
+    for done in each_on_actors(stage, partial(_Worker, encoding), items, resources=encoding.resources, stop=stop):
         yield done["shard"], json.loads(done["lines"])
 
 

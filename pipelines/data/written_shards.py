@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from kinetok.infra import meters
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import DataError
 from kinetok.infra.fingerprint import Plain
@@ -94,7 +95,9 @@ class Writing:
 
 def write_clips(due: list[int], writing: Writing, stop: threading.Event) -> Iterator[tuple[int, list[Line]]]:
     """Write and commit the shards numbered `due`; yields number and manifest lines as they are committed."""
-    for done in each_on_actors(partial(_Worker, writing), [{"shard": shard} for shard in due], resources=writing.resources, stop=stop):
+    items = [{"shard": shard} for shard in due]
+    stage = meters.stage_of(writing.out)
+    for done in each_on_actors(stage, partial(_Worker, writing), items, resources=writing.resources, stop=stop):
         yield done["shard"], json.loads(done["lines"])
 
 

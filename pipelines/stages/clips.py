@@ -44,7 +44,7 @@ class Clips(IndexRecipe, Stage):
 
         pending = [asdict(shard) for shard in shards if shard.shard not in parts]
         kept, bad = (sum(part[name] for part in parts.values()) for name in ("kept", "quarantined"))
-        for row in each_on_ray(cut, pending, resources=ctx.resources, stop=ctx.stop):
+        for row in each_on_ray(ctx.name, cut, pending, resources=ctx.resources, stop=ctx.stop):
             part = cast("PartInfo", row)
             parts[part["shard"]] = part
             kept, bad = kept + part["kept"], bad + part["quarantined"]

@@ -4,23 +4,40 @@ import threading
 from typing import Any
 
 import pytest
+import ray
 
 from kinetok.infra.errors import DataError, KinetokError, StoreError
 from kinetok.infra.stage import Resources
-from kinetok.pipelines.data.ray_tasks import each_on_ray
+from kinetok.pipelines.data.ray_tasks import each_on_actors, each_on_ray
 
 
 def test_nothing_to_do_starts_nothing() -> None:
-    assert list(each_on_ray(lambda item: item, [], resources=Resources(), stop=threading.Event())) == []
+    assert list(each_on_ray("cut", lambda item: item, [], resources=Resources(), stop=threading.Event())) == []
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_every_item_once() -> None:
-    rows = each_on_ray(
-        lambda item: {"square": item["n"] ** 2}, [{"n": n} for n in range(6)], resources=Resources(decoders=2), stop=threading.Event()
-    )
+    def square(item: dict[str, Any]) -> dict[str, Any]:
+        return {"square": item["n"] ** 2}
+
+    rows = each_on_ray("squares", square, [{"n": n} for n in range(6)], resources=Resources(decoders=2), stop=threading.Event())
     assert sorted(row["square"] for row in rows) == [0, 1, 4, 9, 16, 25]
+
+
+def whose(item: dict[str, Any]) -> dict[str, Any]:
+    """What Ray calls the task that this runs in."""
+    return {"task": ray.get_runtime_context().get_task_name()}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_calls_tasks_and_actors_by_their_stage() -> None:
+    (task,) = each_on_ray("spring", whose, [{"n": 1}], resources=Resources(), stop=threading.Event())
+    assert task == {"task": "Map(spring: whose)"}
+    list(each_on_actors("autumn", lambda: whose, [{"n": 1}], resources=Resources(), stop=threading.Event()))
+    actors = ray._private.state.actors().values()  # type: ignore[attr-defined]
+    assert "MapWorker(Map(autumn: Worker))" in {actor["ActorClassName"] for actor in actors}
 
 
 @pytest.mark.ray
@@ -37,4 +54,4 @@ def test_errors_keep_their_meaning(error: Exception, kind: type[KinetokError], m
         raise error
 
     with pytest.raises(kind, match=message):
-        list(each_on_ray(fail, [{"n": 1}], resources=Resources(), stop=threading.Event()))
+        list(each_on_ray("cut", fail, [{"n": 1}], resources=Resources(), stop=threading.Event()))

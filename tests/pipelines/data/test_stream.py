@@ -61,7 +61,7 @@ def test_a_stop_while_no_block_comes(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("nothing_left")
 def test_leaving_before_the_end_though_the_loop_takes_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Ray Data waits a bounded time for its loop, then releases the actors; on a busy machine that time has passed by then.
-    monkeypatch.setattr(StreamingExecutor, "join", lambda self, timeout=None: threading.Thread.join(self, 0 if timeout else None))
+    monkeypatch.setattr(StreamingExecutor, "join", lambda self, timeout=None: threading.Thread.join(self, 0 if timeout == 2 else timeout))
     found = blocks(dataset(tmp_path, waits=False, count=40), threading.Event())
     next(found)
     found.close()

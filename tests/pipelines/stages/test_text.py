@@ -49,7 +49,7 @@ def with_captions(clips: Artifact, captions: list[str | None]) -> Artifact:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The actors' work in this process, without Ray."""
 
-    def each(open_function: Any, items: list[Item], *, resources: Resources, stop: threading.Event) -> Any:
+    def each(stage: str, open_function: Any, items: list[Item], *, resources: Resources, stop: threading.Event) -> Any:
         return map(open_function(), items) if items else ()
 
     monkeypatch.setattr(text_shards, "each_on_actors", each)
