@@ -40,6 +40,8 @@ RAY_DEFAULTS = {
 }
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """On Linux as elsewhere, lets every port of a cluster of one machine listen on 127.0.0.1 alone; without it, on all interfaces."""
+ALONE = {"RAY_prestart_worker_first_driver": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""On one machine nobody announces the loss of a node, and each process of Ray's that idles wakes a hundred times a second."""
 PLENTY = 1e6
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 _STARTING = threading.Lock()
@@ -50,7 +52,7 @@ def start_ray(*, cpus: int | None = None, custom: Iterable[str] = ()) -> None:
 
     A local cluster has plenty of each of the `custom` resources: this machine is every group of nodes that a job may name.
     """
-    for name, value in RAY_DEFAULTS.items():
+    for name, value in (RAY_DEFAULTS if joins() else RAY_DEFAULTS | ALONE).items():
         os.environ.setdefault(name, value)
     with _STARTING, _environment({} if joins() else LOOPBACK):
         import ray
@@ -105,6 +107,8 @@ def _in_lasting_thread(start: Callable[[], None]) -> None:
 
     def hold() -> None:
         try:
+            # All that Ray starts inherits it: the wake-ups of its processes do not push a training step off its core.
+            _schedule("SCHED_BATCH")
             start()
             started.set_result(None)
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
@@ -114,6 +118,12 @@ def _in_lasting_thread(start: Callable[[], None]) -> None:
 
     threading.Thread(target=hold, name="ray", daemon=True).start()
     started.result()
+
+
+def _schedule(policy: str) -> None:
+    """Let Linux schedule this thread, and what it starts from now on, as `policy` says; elsewhere, or where forbidden, as before."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, getattr(os, policy), os.sched_param(0))
 
 
 def shipped() -> dict[str, object]:
@@ -157,6 +167,7 @@ def _worker(config: dict[str, "Work"]) -> None:
     """What each Ray Train worker runs. An error that would come again is written down, so that a restarted group ends at once."""
     from kinetok.infra.training import Agreed, Loop
 
+    _schedule("SCHED_OTHER")
     work, session = config["work"], RaySession(config["work"].start)
     if work.out.exists(outcome_name(work.turn)):
         return

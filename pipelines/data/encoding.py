@@ -74,7 +74,7 @@ class Encoding:
     resources: Resources
     chunks: ChunkPlan | None = None
     """Encode clips in these chunks; None encodes each at once."""
-    stage: str = ""
+    stage: str = "encode"
     """Whose work it is, for meters and Ray's dashboard."""
 
     @property
@@ -177,7 +177,7 @@ def decoded(index: ClipIndex, units: list[Unit], encoding: Encoding, *, actors: 
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=in_flight)
     context.op_resource_reservation_enabled = True  # without it nothing bounds the bytes between operators
     context.target_max_block_size = None
-    source.set_name(encoding.stage or None)
+    source.set_name(encoding.stage)
     sampling = Sampling(**encoding.recipe.model_dump())
     return source.map_batches(
         partial(
