@@ -85,7 +85,7 @@ class JudgePlayer(nn.Module):
         """Cross-entropy of all factors together; a sample's own seed decides whether it is blurred, and its noise."""
         seen_BCTHW = torch.stack([_worn(clip, int(seed)) for clip, seed in zip(batch["video_BCTHW"], batch["seed_B"], strict=True)])
         logits = self.judge(seen_BCTHW)
-        return torch.stack([F.cross_entropy(logits[factor], batch[factor]) for factor in OPTIONS]).sum(), {}
+        return torch.stack([F.cross_entropy(logits[factor], batch[factor]) for factor in OPTIONS if factor in batch]).sum(), {}
 
 
 class JudgeTrainable:
@@ -102,7 +102,8 @@ class JudgeTrainable:
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Whether each factor is seen rightly, (B,)."""
-        return {factor: (logits_BV.argmax(-1) == batch[factor]).float() for factor, logits_BV in self.judge(batch["video_BCTHW"]).items()}
+        logits = self.judge(batch["video_BCTHW"])
+        return {factor: (logits[factor].argmax(-1) == batch[factor]).float() for factor in OPTIONS if factor in batch}
 
     def digest(self, module: nn.Module) -> str:
         """Digest of a module's weights; nothing is frozen."""
@@ -117,7 +118,7 @@ class JudgeTrainable:
 class SceneFeed(PositionFeed):
     """Drawn scenes of one shape, at the size that a judge sees them.
 
-    Batches hold `video_BCTHW` (float32 in [-1, 1]), the index of each factor's value, (B,), and `seed_B`.
+    Batches hold `video_BCTHW` (float32 in [-1, 1]), the index of each factor's value where it has one, (B,), and `seed_B`.
     """
 
     split: Split
@@ -129,7 +130,7 @@ class SceneFeed(PositionFeed):
     seconds: float
     """Of a whole scene, of which the clip is the beginning."""
     plain: bool
-    """Whether the data set's backgrounds are grey."""
+    """Whether each of the data set's backgrounds is of one colour."""
     loaders: int = 0
 
     @property
@@ -143,7 +144,7 @@ class SceneFeed(PositionFeed):
     def load(self, positions: list[int]) -> Batch:
         """The samples at these global positions."""
         clips, labels = zip(*(self._clip(position) for position in positions), strict=True)
-        told: Batch = {factor: torch.tensor([label[factor] for label in labels]) for factor in OPTIONS}
+        told: Batch = {factor: torch.tensor([label[factor] for label in labels]) for factor in labels[0]}
         seeds = torch.tensor([sample_seed(self.seed, position) for position in positions])
         return {"video_BCTHW": torch.stack(clips), "seed_B": seeds, **told}
 
@@ -154,12 +155,12 @@ class SceneFeed(PositionFeed):
 
 @lru_cache(maxsize=TRAINED + TESTED)
 def _drawn(seed: int, number: int, fps: float, frames: int, seconds: float, plain: bool) -> tuple[Tensor, dict[Factor, int]]:
-    """One scene as a clip of `FRAMES` frames, and the place of each factor's value among `OPTIONS`."""
+    """One scene as a clip of `FRAMES` frames, and the place among `OPTIONS` of the value of each factor that it has."""
     scene = draw_scene(seed, number, frames=max(frames, round(seconds * fps)), size=EDGE, most=1, plain=plain)
     kept = np.linspace(0, frames - 1, FRAMES).round().astype(int)
     video_CTHW = torch.from_numpy(scene.pixels_THWC[kept]).permute(3, 0, 1, 2).float() / 127.5 - 1
     answers = fact_of(scene.shapes[0]).answers
-    return video_CTHW, {factor: values.index(answers[factor]) for factor, values in OPTIONS.items()}
+    return video_CTHW, {factor: OPTIONS[factor].index(answer) for factor, answer in answers.items()}
 
 
 def _worn(video_CTHW: Tensor, seed: int) -> Tensor:

@@ -20,10 +20,11 @@ from kinetok.pipelines.data.scenes import COLOURS, MOTIONS, SHAPES, SceneSet, Sh
 QUESTIONS, STORIES, FACTS = "questions.jsonl", "stories.jsonl", "facts.jsonl"
 
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
-Factor: TypeAlias = Literal["colour", "shape", "motion"]
+Factor: TypeAlias = Literal["background", "colour", "shape", "motion"]
 DIRECTIONS = dict(zip(MOTIONS, ("to the right", "to the left", "down", "up", "in circles", "in bounces"), strict=True))
 """What answers say of each way to move."""
 OPTIONS: dict[Factor, tuple[str, ...]] = {
+    "background": tuple(name for name, _ in COLOURS),
     "colour": tuple(name for name, _ in COLOURS),
     "shape": SHAPES,
     "motion": tuple(DIRECTIONS.values()),
@@ -64,11 +65,14 @@ class Fact(Config):
     shape: str
     motion: str
     turning: bool
+    background: str = ""
+    """The colour behind it, where that is one."""
 
     @property
     def answers(self) -> dict[Factor, str]:
         """As questions are answered."""
-        return {"colour": self.colour, "shape": self.shape, "motion": DIRECTIONS[self.motion]}
+        behind: dict[Factor, str] = {"background": self.background} if self.background else {}
+        return {**behind, "colour": self.colour, "shape": self.shape, "motion": DIRECTIONS[self.motion]}
 
 
 class Facts(Config):
@@ -103,6 +107,8 @@ def of_scenes(drawn: SceneSet, *, shard_videos: int) -> Iterator[tuple[Questions
 def _asked(shapes: Sequence[Shape]) -> Iterator[Question]:
     """What can be asked without doubt which shape is meant: colours differ, kinds of shape may not."""
     kinds = [shape.shape for shape in shapes]
+    if behind := shapes[0].background:
+        yield Question(question="What colour is the background?", answer=behind, options=OPTIONS["background"], about="background")
     for shape in shapes:
         answers = fact_of(shape).answers
         called = "shape" if len(shapes) == 1 else f"{shape.colour} shape"

@@ -9,7 +9,7 @@ Legend: T frames, H W pixels, C colour; coordinates run from -1 to 1, `time_T11`
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -66,6 +66,8 @@ class Shape:
     shape: str
     motion: str
     turning: bool
+    background: str = ""
+    """The colour behind it, where that is one."""
 
     @property
     def phrase(self) -> str:
@@ -83,10 +85,10 @@ class Scene:
 
 
 def draw_scene(seed: int, number: int, *, frames: int, size: int, most: int = 3, plain: bool = False) -> Scene:
-    """Scene `number` of a data set of at most `most` shapes each, on grey where `plain`. What is in it depends on all but `frames`."""
+    """Scene `number` of a data set of at most `most` shapes each, on one colour where `plain`; only its length depends on `frames`."""
     rng = np.random.default_rng([seed, number])
     canvas = Canvas(frames, size)
-    background = _grey if plain else BACKGROUNDS[number % len(BACKGROUNDS)]
+    background = _plain if plain else BACKGROUNDS[number % len(BACKGROUNDS)]
     colours = [COLOURS[i] for i in rng.permutation(len(COLOURS))]
     video_THWC, place = background(rng, canvas, colours[:2])
     shapes = []
@@ -94,7 +96,7 @@ def draw_scene(seed: int, number: int, *, frames: int, size: int, most: int = 3,
     for colour, way in zip(colours[2 : 2 + int(rng.integers(1, most + 1))], rng.permutation(len(MOTIONS)), strict=False):
         cover_THW, shape = _actor(rng, canvas, colour[0], int(way))
         video_THWC += cover_THW[..., None] * (np.array(colour[1], np.float32) - video_THWC)
-        shapes.append(shape)
+        shapes.append(replace(shape, background=colours[0][0]) if plain else shape)
     more = (f" {word} {shape.phrase}" for word, shape in zip(("while", "and", "and"), shapes[1:], strict=False))
     return Scene((np.clip(video_THWC, 0, 1) * 255 + 0.5).astype(np.uint8), f"{shapes[0].phrase} {place}{''.join(more)}", tuple(shapes))
 
@@ -127,7 +129,7 @@ class SceneSet:
     most: int = 3
     """Shapes of one scene."""
     plain: bool = False
-    """Whether all backgrounds are grey."""
+    """Whether each background is of one colour."""
 
     def scene(self, number: int, frames: int | None = None) -> Scene:
         """One of them; with other `frames`, what is in it stays the same."""
@@ -146,9 +148,10 @@ def write_scenes(drawn: SceneSet, out: Folder, *, shard_videos: int, progress: C
     return write_tars(videos(), out, prefix="scenes", shard_videos=shard_videos)
 
 
-def _grey(rng: np.random.Generator, canvas: Canvas, colours: list[Colour]) -> tuple[Floats, str]:
-    """The middle of the range: convolutions that pad with zeros see no edge there."""
-    return np.full((canvas.frames, canvas.size, canvas.size, 3), 0.5, np.float32), "on plain grey"
+def _plain(rng: np.random.Generator, canvas: Canvas, colours: list[Colour]) -> tuple[Floats, str]:
+    """One colour, which stays."""
+    name, rgb = colours[0]
+    return np.zeros((canvas.frames, canvas.size, canvas.size, 3), np.float32) + np.array(rgb, np.float32), f"on plain {name}"
 
 
 def _gradient(rng: np.random.Generator, canvas: Canvas, colours: list[Colour]) -> tuple[Floats, str]:

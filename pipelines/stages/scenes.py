@@ -19,7 +19,7 @@ class Scenes(Stage):
     """`count` drawn videos of `seconds` at `fps`; the same fields give the same bytes."""
 
     kind: Literal["scenes"] = "scenes"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     scales_with: ClassVar[tuple[str, ...]] = ("count",)
     count: Count = 96
     seed: Annotated[StrictInt, Field(ge=0)] = 0
@@ -34,7 +34,7 @@ class Scenes(Stage):
     most_shapes: Annotated[Count, Field(le=MOST_SHAPES)] = MOST_SHAPES
     """Shapes of one scene, one to so many."""
     plain: bool = False
-    """Grey behind the shapes instead of something that moves: what a scene shows is learned much sooner."""
+    """One colour behind the shapes instead of something that moves: what a scene shows is learned much sooner."""
 
     @property
     def drawn(self) -> "SceneSet":

@@ -121,7 +121,8 @@ class Scorer:
             raise DataError("judge: none of the clips is of a drawn scene of one shape; leave the judge out")
         seen = self.judge.sees(video_BCTHW[[place for _, place in pairs]])
         right = [
-            {factor: value == fact.answers[factor] for factor, value in found.items()} for (fact, _), found in zip(pairs, seen, strict=True)
+            {factor: found[factor] == answer for factor, answer in fact.answers.items()}
+            for (fact, _), found in zip(pairs, seen, strict=True)
         ]
         shares: dict[str, float] = {factor: sum(each[factor] for each in right) / len(right) for factor in right[0]}
         return {**shares, "all": sum(all(each.values()) for each in right) / len(right)}

@@ -30,6 +30,13 @@ def test_questions_about_one_shape_do_not_give_it_away() -> None:
     assert texts == {"What colour is the shape?", "What is the shape?", "Which way does the shape move?"}
 
 
+def test_a_background_of_one_colour_is_asked_for() -> None:
+    drawn = SceneSet(count=6, seed=0, frames=2, size=32, fps=8, most=1, plain=True)
+    for number, (asked, _) in enumerate(of_scenes(drawn, shard_videos=16)):
+        (question,) = (question for question in asked.questions if question.about == "background")
+        assert drawn.scene(number).caption.endswith(f"on plain {question.answer}") and question.answer in question.options
+
+
 @pytest.mark.parametrize(
     "line",
     [

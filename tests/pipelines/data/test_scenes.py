@@ -119,11 +119,11 @@ def test_what_is_drawn_never_changes() -> None:
     assert hashlib.sha256(captions.encode()).hexdigest().startswith(DIGEST)
 
 
-def test_a_plain_scene_is_grey_but_for_its_shape() -> None:
+def test_a_plain_scene_is_of_one_colour_but_for_its_shape() -> None:
     scene = draw_scene(0, 3, frames=17, size=32, most=1, plain=True)
     (shape,) = scene.shapes
-    assert scene.caption == f"{shape.phrase} on plain grey"
-    painted = (scene.pixels_THWC != 128).any(-1)
+    assert scene.caption == f"{shape.phrase} on plain {shape.background}" and shape.colour != shape.background
+    colour, behind = (np.array(dict(COLOURS)[name]) * 255 for name in (shape.colour, shape.background))
+    painted = (np.abs(scene.pixels_THWC - behind) > 1).any(-1)
     assert 0 < painted.mean() < 0.5
-    colour = np.array(dict(COLOURS)[shape.colour]) * 255
     assert (np.abs(scene.pixels_THWC[painted] - colour).max(-1) < 3).any()

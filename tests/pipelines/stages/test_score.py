@@ -132,22 +132,23 @@ def test_scores_need_the_clips_own_captions(decoded: tuple[Store, Artifact, dict
         run_stage(decoded[0], Score(generated=("g",), data="c"), "scores", {"generated": (decoded[1],), "data": clips})  # type: ignore[arg-type]
 
 
-def test_a_judge_learns(process_group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_judge_learns(plain: bool, process_group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On few scenes it soon knows which is which, and what it is fed does not depend on the workers."""
     monkeypatch.setattr(judge, "TRAINED", 16)
     monkeypatch.setattr(judge, "TESTED", 8)
-    feed = SceneFeed("train", seed=0, fps=8, frames=16, seconds=2.25, plain=False)
+    feed = SceneFeed("train", seed=0, fps=8, frames=16, seconds=2.25, plain=plain)
     whole = next(feed.batches(start=0, batch=8, rank=0, world=1))
     half = next(feed.batches(start=0, batch=4, rank=1, world=2))
     assert all(torch.equal(values[4:], half[name]) for name, values in whole.items())
     assert whole["video_BCTHW"].shape == (8, 3, 8, 32, 32) and whole["video_BCTHW"].abs().max() <= 1
-    held_out = SceneFeed("val", seed=0, fps=8, frames=16, seconds=2.25, plain=False).load(list(range(8)))["video_BCTHW"]
+    held_out = SceneFeed("val", seed=0, fps=8, frames=16, seconds=2.25, plain=plain).load(list(range(8)))["video_BCTHW"]
     seen = feed.load(list(range(16)))["video_BCTHW"]
     assert np.abs(held_out[:, None].numpy() - seen[None].numpy()).mean((2, 3, 4, 5)).min() > 0.01
     out, config = Folder(str(tmp_path)), FitConfig(steps=30, global_batch=16, optimizers={"judge": PlayerConfig(lr=3e-3)}, log_every=10)
     out.write_text(TURN, "mine")
     Loop(Work(JudgeTrainable, feed, feed, config, out, Resources(batch_size=16), "mine"), Alone()).run()
     line = read_metrics(out)[-1]
-    assert line["val/motion"] > 0.6 and line["val/colour"] > 0.4
+    assert line["val/motion"] > 0.6 and line["val/colour"] > 0.4 and ("val/background" in line) is plain
     logits = SceneJudge.from_pretrained(tmp_path / "model")(whole["video_BCTHW"])
     assert {factor: values.shape for factor, values in logits.items()} == {factor: (8, len(OPTIONS[factor])) for factor in OPTIONS}
