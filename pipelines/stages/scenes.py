@@ -19,7 +19,7 @@ class Scenes(Stage):
     """`count` drawn videos of `seconds` at `fps`; the same fields give the same bytes."""
 
     kind: Literal["scenes"] = "scenes"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 1
     scales_with: ClassVar[tuple[str, ...]] = ("count",)
     count: Count = 96
     seed: Annotated[StrictInt, Field(ge=0)] = 0
@@ -49,7 +49,8 @@ class Scenes(Stage):
     def literals(self) -> dict[str, Plain]:
         """Without what came later where it is at its default: keys of before it was there still hold."""
         later = {"most_shapes": MOST_SHAPES, "plain": False}
-        return {name: value for name, value in super().literals().items() if name not in later or value != later[name]}
+        said = {name: value for name, value in super().literals().items() if name not in later or value != later[name]}
+        return said | ({"plain": "one colour"} if self.plain else {})  # which was grey at first
 
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.data.pack import pack
