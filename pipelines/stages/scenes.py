@@ -1,5 +1,6 @@
 """`scenes`: a data set made on the spot: drawn moving scenes with true captions, and the small embedded set of real clips, as tars."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, StrictInt
@@ -49,8 +50,11 @@ class Scenes(Stage):
     def literals(self) -> dict[str, Plain]:
         """Without what came later where it is at its default: keys of before it was there still hold."""
         later = {"most_shapes": MOST_SHAPES, "plain": False}
-        said = {name: value for name, value in super().literals().items() if name not in later or value != later[name]}
-        return said | ({"plain": "one colour"} if self.plain else {})  # which was grey at first
+        return {name: value for name, value in super().literals().items() if name not in later or value != later[name]}
+
+    def facts(self) -> Mapping[str, Plain]:
+        """What is plain: at first that was grey, for all scenes."""
+        return {"plain": "one colour"} if self.plain else {}
 
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.data.pack import pack

@@ -42,5 +42,6 @@ def test_impossible_fields_are_refused(fields: dict[str, float]) -> None:
         Scenes.model_validate(fields)
 
 
-def test_a_field_that_came_later_leaves_old_keys_alone() -> None:
+def test_a_field_that_came_later_leaves_old_keys_alone_and_is_read_back() -> None:
     assert Scenes().key({}) == KEY != Scenes(most_shapes=1).key({})
+    assert Scenes.model_validate(Scenes(plain=True, most_shapes=1).literals()) == Scenes(plain=True, most_shapes=1)
