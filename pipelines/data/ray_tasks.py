@@ -11,7 +11,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from kinetok.infra.errors import DataError, KinetokError, StoreError
-from kinetok.infra.launch import start_ray
+from kinetok.infra.launch import MODEL_MEMORY, start_ray
 from kinetok.infra.stage import Resources
 
 if TYPE_CHECKING:
@@ -63,13 +63,14 @@ def pool_sizes(resources: Resources, items: int) -> tuple[int, int]:
 
 
 def worker_options(resources: Resources) -> dict[str, Any]:
-    """What one actor asks of its node, by Ray's names."""
+    """What one actor that runs a model asks of its node, by Ray's names."""
     return {
         "num_cpus": resources.cpus,
         "num_gpus": resources.gpus,
         "memory": resources.memory or None,
         "resources": resources.custom or None,
         "accelerator_type": resources.accelerator,
+        "runtime_env": {"env_vars": MODEL_MEMORY},
     }
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kinetok.infra import checkpoint, errors, turn
 from kinetok.infra.errors import Cancelled, ConfigError, DataError, StoreError
 from kinetok.infra.fit import FitConfig, PlayerConfig, _conclude, _follow, fit, fit_problems, outcome_name, split
+from kinetok.infra.launch import MODEL_MEMORY
 from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
@@ -29,7 +30,7 @@ CONFIG = FitConfig(steps=12, global_batch=8, optimizers={"model": PlayerConfig(l
 
 
 class Regressor(nn.Module):
-    """Player; kills its own process, or its parent's, at step 7 where `victim` says so, once."""
+    """Player; kills its own process, or its parent's, at step 7 where `victim` says so, once, and leaves its allocator's settings."""
 
     def __init__(self, flag: Path | None = None, victim: int = 0) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class Regressor(nn.Module):
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         if self.flag is not None and step == 7 and not self.flag.exists():
-            self.flag.touch()
+            self.flag.write_text(os.environ.get("GLIBC_TUNABLES", ""))
             os.kill(self.victim or os.getpid(), signal.SIGKILL)
         return (self.net(batch["x"]).squeeze(1) - batch["y"]).pow(2).mean(), {}
 
@@ -129,7 +130,7 @@ def test_survives_a_killed_worker_in_a_thread(by_value: None, tmp_path: Path) ->
     flag, out = tmp_path / "killed", tmp_path / "out"
     with ThreadPoolExecutor() as pool:
         figures = pool.submit(run, out, lambda: Toy(flag), workers=2).result()
-    assert flag.exists()
+    assert flag.read_text() == MODEL_MEMORY["GLIBC_TUNABLES"]
     assert_undisturbed(out)
     summary = json.loads((out / "training.json").read_text())
     assert summary["restarts"] == 1

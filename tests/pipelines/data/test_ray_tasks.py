@@ -1,5 +1,6 @@
 """Rows come back as they finish; a user's error keeps its kind and message across processes."""
 
+import os
 import threading
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import ray
 
 from kinetok.infra.errors import DataError, KinetokError, StoreError
+from kinetok.infra.launch import MODEL_MEMORY
 from kinetok.infra.stage import Resources
 from kinetok.pipelines.data.ray_tasks import each_on_actors, each_on_ray
 
@@ -26,16 +28,17 @@ def test_every_item_once() -> None:
 
 
 def whose(item: dict[str, Any]) -> dict[str, Any]:
-    """What Ray calls the task that this runs in."""
-    return {"task": ray.get_runtime_context().get_task_name()}
+    """What Ray calls the task that this runs in, and how its process allocates memory."""
+    return {"task": ray.get_runtime_context().get_task_name(), "memory": os.environ.get("GLIBC_TUNABLES")}
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_calls_tasks_and_actors_by_their_stage() -> None:
     (task,) = each_on_ray("spring", whose, [{"n": 1}], resources=Resources(), stop=threading.Event())
-    assert task == {"task": "Map(spring: whose)"}
-    list(each_on_actors("autumn", lambda: whose, [{"n": 1}], resources=Resources(), stop=threading.Event()))
+    assert task["task"] == "Map(spring: whose)"
+    (row,) = each_on_actors("autumn", lambda: whose, [{"n": 1}], resources=Resources(), stop=threading.Event())
+    assert row["memory"] == MODEL_MEMORY["GLIBC_TUNABLES"]
     actors = ray._private.state.actors().values()  # type: ignore[attr-defined]
     assert "MapWorker(Map(autumn: Worker))" in {actor["ActorClassName"] for actor in actors}
 
