@@ -141,7 +141,7 @@ def ui(store: Store, uri: str | None, port: int) -> NoReturn:
     # Not among the words, which everybody on the machine may read: the address may hold a password.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": chosen}
     # The bare address opens on traces of agents, of which there are none.
-    print(f"runs: http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning", flush=True)
+    sys.stderr.write(f"runs: http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning\n")
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *words], environment)
 
 
