@@ -60,6 +60,7 @@ def _steps(artifact: Artifact) -> list[int]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a dozen runs of a job
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_job_ended_in_every_stage_ends_as_the_one_left_alone(number: signal.Signals, tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
