@@ -15,7 +15,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from kinetok.tokenizers.base import Config, Count, weights_digest
+from kinetok.tokenizers.base import Config, Count, import_transformers, weights_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,6 +80,7 @@ class TextEncoder:
 
 def _untrained() -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
     """A T5 of a fixed seed over bytes; needs no file."""
+    import_transformers()
     from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
     tokenizer = ByT5Tokenizer()
@@ -92,6 +93,7 @@ def _untrained() -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
 
 def _pretrained(config: TextConfig, path: str) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
     """The encoder half of what is saved at `path`; weights are read from safetensors alone, never unpickled."""
+    import_transformers()
     from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
 
     found = AutoConfig.from_pretrained(path, trust_remote_code=False)

@@ -5,6 +5,7 @@ Pixels are float in [-1, 1]. Pure torch: no Ray, no files beyond `save_pretraine
 """
 
 import hashlib
+import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -23,6 +24,15 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 Count = Annotated[StrictInt, Field(ge=1)]
+
+
+def import_transformers() -> None:
+    """Import transformers whole, before anything is taken from it by name.
+
+    It puts another module in its place while it is imported: a `from transformers import` of a second thread waits for the first, and
+    then looks into the module that was put aside ("cannot import name"). Stages of a job are threads.
+    """
+    importlib.import_module("transformers")
 
 
 Batch: TypeAlias = dict[str, Tensor]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinetok.tokenizers.base import import_transformers
 from kinetok.tokenizers.divot.vit import CLIP_MEAN, CLIP_STD
 
 I3D_EDGE: Final = 224
@@ -30,6 +31,7 @@ class ClipSim:
 
     def __init__(self, path: str, device: torch.device | None = None) -> None:
         """ValueError or OSError where there is none; weights are read from safetensors alone."""
+        import_transformers()
         from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
         self.device = device or torch.device("cpu")

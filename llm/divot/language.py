@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kinetok.llm.divot.vocabulary import Vocabulary
-from kinetok.tokenizers.base import Config, Count
+from kinetok.tokenizers.base import Config, Count, import_transformers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -98,6 +98,7 @@ def outline_language(config: LanguageConfig) -> "tuple[PreTrainedModel, Vocabula
 
 def empty_language(folder: Path) -> "PreTrainedModel":
     """A model of the architecture that `folder/config.json` describes, with random weights."""
+    import_transformers()
     from transformers import AutoConfig
 
     return _from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))

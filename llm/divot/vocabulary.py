@@ -8,6 +8,8 @@ plain letters. For runs without a network there is a vocabulary of bytes. Not co
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
+from kinetok.tokenizers.base import import_transformers
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -70,6 +72,7 @@ class Vocabulary:
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
         """The vocabulary of a language model, by folder or hub id."""
+        import_transformers()
         from transformers import AutoTokenizer
 
         return cls(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
@@ -82,6 +85,7 @@ class Vocabulary:
 
 def byte_tokenizer() -> "PreTrainedTokenizerBase":
     """Reads bytes, and knows no visual token yet."""
+    import_transformers()
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

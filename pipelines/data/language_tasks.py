@@ -70,7 +70,8 @@ class Answering(Task):
     clips: Count = 20
     """Most clips of a video that are read together, evenly chosen."""
     turns: Count | None = None
-    """Most questions of one sample, drawn anew each time; None asks all, in a drawn order."""
+    """Most questions of one sample, drawn anew each time; None asks all, in a drawn order. As published, an end is learned after the last
+    answer alone: a small model that always saw several does not stop after the first."""
 
 
 class Storytelling(Task):

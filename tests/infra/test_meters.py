@@ -2,13 +2,15 @@
 
 import json
 import re
+import sys
 import threading
 import urllib.request
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from kinetok.infra import meters
+from kinetok.infra import machine, meters
 from kinetok.infra.machine import node_figures
 from kinetok.infra.storage import Folder
 
@@ -77,3 +79,8 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
     used = set(re.findall(r"\$\{?(\w+)", DASHBOARD.read_text())) - {"__rate_interval", "__all"}
     assert used == names
     assert sum(expression.count("busy_seconds") for expression in _expressions()) >= 2, "rates stand beside their floor"
+
+
+def test_a_library_that_is_just_being_imported_has_no_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    assert machine._nodes() == {}

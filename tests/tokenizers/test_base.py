@@ -1,4 +1,8 @@
-"""Token contracts and weight digests."""
+"""Token contracts, weight digests, and libraries that several stages meet at once."""
+
+import subprocess
+import sys
+import textwrap
 
 import torch
 from torch import nn
@@ -35,3 +39,24 @@ def test_digest_ignores_the_order_of_insertion() -> None:
     for name in ("b", "a"):
         backward.register_parameter(name, nn.Parameter(torch.ones(1)))
     assert weights_digest(forward) == weights_digest(backward)
+
+
+def test_threads_that_meet_transformers_at_once_all_find_it() -> None:
+    """In a process of its own, which has not imported it yet; half of these threads failed while each imported it by name alone."""
+    script = """
+        from concurrent.futures import ThreadPoolExecutor
+        from threading import Barrier
+        from kinetok.llm.divot.vocabulary import Vocabulary
+        from kinetok.tokenizers.divot.vit import FrozenViT, VitConfig
+
+        gate = Barrier(6)
+
+        def load(number):
+            gate.wait()
+            return FrozenViT.load(VitConfig(edge=16, patch=8, width=8, depth=1, heads=1)) if number % 2 else Vocabulary.of_bytes()
+
+        with ThreadPoolExecutor(6) as pool:
+            print(len(list(pool.map(load, range(6)))))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, text=True)
+    assert done.stdout == "6\n", done.stderr

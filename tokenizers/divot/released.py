@@ -8,6 +8,7 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from kinetok.tokenizers.base import import_transformers
 from kinetok.tokenizers.divot.checkpoints import LoadReport, load_detokenizer, load_tokenizer, read_state
 from kinetok.tokenizers.divot.frame_vae import FrameVAE
 from kinetok.tokenizers.divot.presets import FULL
@@ -40,6 +41,7 @@ def open_released(
 
 def frame_autoencoder(channels: int = 128, mult: tuple[int, ...] = (1, 2, 4, 4), blocks: int = 2) -> FrameVAE:
     """An untrained autoencoder of Stable Diffusion's design; the defaults are its numbers."""
+    import_transformers()
     source = importlib.import_module("diffusers").AutoencoderKL
     return FrameVAE(
         source(

@@ -15,7 +15,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinetok.tokenizers.base import Config, Count, Tokens, TokenSpec, weights_digest
+from kinetok.tokenizers.base import Config, Count, Tokens, TokenSpec, import_transformers, weights_digest
 from kinetok.tokenizers.divot import frames
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class FrozenViT(nn.Module):
     @classmethod
     def load(cls, config: VitConfig) -> Self:
         """The model at `config.path`, or an untrained one; ValueError where its numbers are others than the config's."""
+        import_transformers()
         return cls(config, _untrained(config) if config.path is None else _pretrained(config, config.path))
 
     def train(self, mode: bool = True) -> Self:

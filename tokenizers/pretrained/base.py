@@ -24,7 +24,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from kinetok.tokenizers.base import CONFIG_FILE, ModelConfig, Tokenizer, weights_digest
+from kinetok.tokenizers.base import CONFIG_FILE, ModelConfig, Tokenizer, import_transformers, weights_digest
 from kinetok.tokenizers.causal.layers import Memory, pad_frames
 from kinetok.tokenizers.causal.posterior import LOG_VARIANCE_RANGE, Heads, Posterior
 from kinetok.tokenizers.causal.rung import Rung
@@ -64,6 +64,7 @@ class Pretrained(Tokenizer):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """The model in `folder`, in eval mode and float32; ValueError where weights are missing, unexpected or of another shape."""
+        import_transformers()
         source = getattr(importlib.import_module("diffusers"), cls.class_name)
         model, found = source.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
         wrong = [f"{problem} {', '.join(map(str, names))}" for problem, names in found.items() if names]
