@@ -218,6 +218,8 @@ class _Runner:
             return
 
         def ask(number: int, frame: object) -> None:
+            # Ray's own handler, which stands before this one in a process that started it, has set an alarm that aborts in three seconds.
+            signal.alarm(0)
             signal.signal(number, signal.default_int_handler)
             self.events.put(None)
 

@@ -237,9 +237,10 @@ def test_a_panic_fails_its_stage_alone(toys: ModuleType, tmp_path: Path) -> None
 
 
 def test_a_stopped_run_ends_its_stages_and_starts_no_more(toys: ModuleType, tmp_path: Path) -> None:
-    """The signal arrives while `few` works: it ends at its next check, and nothing made of it begins."""
+    """The signal arrives while `few` works: it ends at its next check, and nothing made of it begins; an alarm that aborts is off."""
 
     def interrupt(ctx: StageContext) -> None:
+        signal.alarm(200)
         os.kill(os.getpid(), signal.SIGINT)
         toys.until_stopped(ctx)
 
@@ -250,7 +251,7 @@ def test_a_stopped_run_ends_its_stages_and_starts_no_more(toys: ModuleType, tmp_
     assert found["few"] == "failed" and found["total"] == "skipped"
     assert state.stages["few"].error == "stage few was asked to stop" and state.stages["total"].error == "the run was stopped"
     assert "Ctrl-C again" in text and state.ended is not None
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is before and signal.alarm(0) == 0
     assert not list(tmp_path.rglob(LEASE))
 
 
