@@ -36,7 +36,7 @@ class PretrainedLanguage(Config):
 
 
 class UntrainedLanguage(Config):
-    """A Mistral of these sizes with random weights, over bytes and chosen words."""
+    """A Mistral of these sizes with random weights, over bytes."""
 
     kind: Literal["untrained"] = "untrained"
     width: Count
@@ -46,8 +46,6 @@ class UntrainedLanguage(Config):
     heads: Count
     key_heads: Count
     """Heads of keys and values; divides `heads`."""
-    words: tuple[str, ...] = ()
-    """Words that are one id each; all else is read as bytes. To spell is most of what a small model learns otherwise."""
     vocabulary: Count | None = None
     """Rows of the embedding; None makes as many as there are ids."""
     positions: Count = 32768
@@ -75,7 +73,7 @@ class LoRAConfig(Config):
 
 def read_vocabulary(config: LanguageConfig) -> Vocabulary:
     """The vocabulary of a model, without the model."""
-    return Vocabulary.from_pretrained(config.path) if isinstance(config, PretrainedLanguage) else Vocabulary.of_bytes(config.words)
+    return Vocabulary.from_pretrained(config.path) if isinstance(config, PretrainedLanguage) else Vocabulary.of_bytes()
 
 
 def build_language(config: LanguageConfig) -> "tuple[PreTrainedModel, Vocabulary]":

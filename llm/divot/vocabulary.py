@@ -2,11 +2,9 @@
 
 Six tags around clips and 256 frame tokens, `<frame_00000>` and so on, of which the first are the places of a clip's tokens: a
 placeholder where a clip is shown, a learned query where one is made. Text comes from strangers, so a tag written in it is read as
-plain letters. For runs without a network there is a vocabulary of bytes and chosen words. Not covered: the rows of the embedding
-(`language.py`).
+plain letters. For runs without a network there is a vocabulary of bytes. Not covered: the rows of the embedding (`language.py`).
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
@@ -80,22 +78,21 @@ class Vocabulary:
         return cls(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
 
     @classmethod
-    def of_bytes(cls, words: Sequence[str] = ()) -> Self:
-        """One id for each byte of UTF-8, and one for each of `words` where it stands alone; needs no file."""
-        return cls(byte_tokenizer(words))
+    def of_bytes(cls) -> Self:
+        """One id for each byte of UTF-8; needs no file."""
+        return cls(byte_tokenizer())
 
 
-def byte_tokenizer(words: Sequence[str] = ()) -> "PreTrainedTokenizerBase":
-    """Reads words it knows whole, all else as bytes, and knows no visual token yet."""
+def byte_tokenizer() -> "PreTrainedTokenizerBase":
+    """Reads bytes, and knows no visual token yet."""
     import_transformers()
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     letters = (*BYTES, *sorted(pre_tokenizers.ByteLevel.alphabet()))
     backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in words])
     pad, begin, end, unknown = BYTES
     marks = {"pad_token": pad, "bos_token": begin, "eos_token": end, "unk_token": unknown}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **marks)  # type: ignore[no-untyped-call]

@@ -27,13 +27,3 @@ def test_saved_vocabulary_is_the_same(vocabulary: Vocabulary, tmp_path: Path) ->
     read = Vocabulary.from_pretrained(tmp_path)
     assert (read.visual, read.bos, read.eos, len(read)) == (vocabulary.visual, vocabulary.bos, vocabulary.eos, len(vocabulary))
     assert read.encode("<vid> é") == vocabulary.encode("<vid> é")
-
-
-def test_words_are_one_id_each_where_they_stand_alone(tmp_path: Path) -> None:
-    vocabulary = Vocabulary.of_bytes(("red", "disc"))
-    vocabulary.save_pretrained(tmp_path)
-    for read in (vocabulary, Vocabulary.from_pretrained(tmp_path)):
-        assert len(read.encode("red disc")) == 3
-        assert len(read.encode("reddish discs")) == len("reddish discs")
-        assert read.decode(read.encode("A red disc, reddish.\n")) == "A red disc, reddish.\n"
-        assert len(read) == len(byte_tokenizer()) + 2 + len(read.visual)
