@@ -160,7 +160,7 @@ def run_workers(work: "Work") -> None:
             storage_path=(work.out / RUNS).url,
             failure_config=FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=work.config.keep),
-            worker_runtime_env={"env_vars": MODEL_MEMORY},  # type: ignore[call-arg]  # as above
+            worker_runtime_env={"env_vars": MODEL_MEMORY},  # type: ignore[call-arg]  # the second version's, too
         ),
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
     )

@@ -68,10 +68,9 @@ def _figures() -> Line:
 
 def _nodes() -> Line:
     """Figures of each node of the cluster that this process is connected to; nothing for a cluster of this machine alone."""
-    ray = sys.modules.get("ray")
     # A stage may be importing it just now: its module is there, and still empty.
-    started = getattr(ray, "is_initialized", None)
-    nodes = [node for node in ray.nodes() if node["Alive"]] if ray is not None and started is not None and started() else []
+    started = getattr(sys.modules.get("ray"), "is_initialized", None)
+    nodes = [node for node in sys.modules["ray"].nodes() if node["Alive"]] if started and started() else []
     if not 1 < len(nodes) <= NODES:
         return {}
     found: Line = {}
