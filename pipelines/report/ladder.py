@@ -8,7 +8,7 @@ Legend: B clips, C channels, T H W pixels. Not covered: pictures (`panel.py`), p
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
@@ -177,13 +177,14 @@ def average_frame(clips: Clips) -> Tensor:
     return total / max(count, 1)
 
 
-def measure(rung: Rung, clips: Clips) -> Iterable[ClipFigures]:
-    """Figures of every clip; adds to the rung's cost on the way."""
+def measure(rungs: Sequence[Rung], clips: Clips) -> Iterator[tuple[str, list[ClipFigures]]]:
+    """Each batch of clips, read once, under every rung in turn: (its name, the clips' figures); adds to the rungs' costs on the way."""
     for rows, video_BCTHW in clips.batches():
-        restored_BCTHW = rung(video_BCTHW)
-        psnr_B = clip_psnr(restored_BCTHW, video_BCTHW).clamp(max=PSNR_CAP)
-        ssim_B = clip_ssim(restored_BCTHW, video_BCTHW)
-        yield from (ClipFigures(row, float(p), float(s)) for row, p, s in zip(rows, psnr_B, ssim_B, strict=True))
+        for rung in rungs:
+            restored_BCTHW = rung(video_BCTHW)
+            psnr_B = clip_psnr(restored_BCTHW, video_BCTHW).clamp(max=PSNR_CAP)
+            ssim_B = clip_ssim(restored_BCTHW, video_BCTHW)
+            yield rung.name, [ClipFigures(row, float(p), float(s)) for row, p, s in zip(rows, psnr_B, ssim_B, strict=True)]
 
 
 def summary(rung: Rung, figures: Sequence[ClipFigures], fps: float) -> Line:

@@ -64,7 +64,7 @@ class Evaluate(Stage):
                 raise DataError(f"none of {len(clips.rows)} clips can be read any more: {next(iter(clips.bad.values()))}")
             models = [ModelRung(a.name, open_model(model_folder(a)), self.dtype, ctx.resources) for a in ctx.several("models")]
             rungs: list[Rung] = [DataMean(average), ClipMean(), *models]
-            figures = {rung.name: list(_measured(ctx, rung, clips)) for rung in rungs}
+            figures = _measured(ctx, rungs, clips)
             result = self._write_table(ctx, rungs, clips, figures)
             self._write_panel(ctx, models, clips, figures)
         return result
@@ -108,14 +108,16 @@ class Evaluate(Stage):
             yield "worst", clip.row
 
 
-def _measured(ctx: StageContext, rung: "Rung", clips: "Clips") -> "Iterator[ClipFigures]":
-    """Figures of one rung, with progress and an open ear for a stop."""
+def _measured(ctx: StageContext, rungs: "Sequence[Rung]", clips: "Clips") -> Figures:
+    """Figures of every rung on the same clips, with progress and an open ear for a stop."""
     from kinetok.pipelines.report.ladder import measure
 
-    for done, clip in enumerate(measure(rung, clips), start=1):
+    figures: dict[str, list[ClipFigures]] = {rung.name: [] for rung in rungs}
+    for name, batch in measure(rungs, clips):
         ctx.check()
-        ctx.progress(done=done, total=len(clips.rows), unit="clips", note=rung.name)
-        yield clip
+        figures[name] += batch
+        ctx.progress(done=len(figures[name]), total=len(clips.rows), unit="clips", note=name)
+    return figures
 
 
 def _video(rung: "Rung", clips: "Clips", row: int) -> bytes:

@@ -136,6 +136,18 @@ def test_the_data_set_mean_is_the_best_standing_frame(tmp_path: Path, make_clips
     torch.testing.assert_close(mean, everything.mean((0, 2)))
 
 
+def test_a_clip_is_read_once_for_all_rungs(make_clips, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    clips = ladder.Clips(ladder.ClipIndex.open(make_clips(3, val=(0, 1, 2))), [0, 1, 2, 3, 4], 2)
+    read: list[int] = []
+    decode = ladder.Clips.read
+    monkeypatch.setattr(ladder.Clips, "read", lambda self, row: read.append(row) or decode(self, row))
+    rungs = [ladder.ClipMean(), ladder.ModelRung("half", Half(HalfConfig()), "bf16", Resources())]
+    measured = list(ladder.measure(rungs, clips))
+    assert read == clips.rows
+    assert [name for name, _ in measured] == ["clip mean frame", "half"] * 3
+    assert [clip.row for name, batch in measured if name == "half" for clip in batch] == clips.rows
+
+
 def test_limited_clips_are_drawn_by_the_seed(make_clips) -> None:  # type: ignore[no-untyped-def]
     index = ladder.ClipIndex.open(make_clips(6, val=tuple(range(6))))
     drawn = [ladder.choose(index, "val", 5, seed) for seed in (0, 0, 1)]
