@@ -1,6 +1,7 @@
 """From trained models to rows: each function answers for one claim of Divot's table in docs/results.md, from whichever seeds are trained.
 
-A row is left out where no seed has all that it compares. Shares are of clips or answers, in percent. Not covered: training (`study`).
+A row is left out where no seed has all that it compares. Shares are of clips or answers, in percent; the share right is the mean over what
+a caption tells, and what is told of the ground stands beside it. Not covered: training (`study`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,7 +72,8 @@ class Evidence:
             own, *others = [mean_of(value) for value in values.values()]
             values["ahead"] = round(own - max(others), 2)
             values["v-loss"] = [self.mean(names, *where, "v_loss") for where in shown.values()]
-            values["% right"] = [self.mean(names, *where, "all", scale=100) for where in shown.values()]
+            values["% right"] = [self.mean(names, *where, "mean", scale=100) for where in shown.values()]
+            values["% of grounds right"] = [self.mean(names, *where, "ground", scale=100) for where in shown.values()]
             yield self.row(
                 f"tokens carry the video, {stage}, dB", names, values, f">= {AHEAD_DB:g} ahead", mean_of(values["ahead"]) >= AHEAD_DB
             )
@@ -83,9 +85,10 @@ class Evidence:
             return
         names = list(present.values())
         complete = len(present) == len(variants)
-        for what, share, apart in (("clips", ("all",), "distance"), ("token sets", ("tokens", "all"), "token_distance")):
-            values: Values = {label: self.mean(names, name, *share, scale=100) for label, name in present.items()}
+        for what, path, apart in (("clips", (), "distance"), ("token sets", ("tokens",), "token_distance")):
+            values: Values = {label: self.mean(names, name, *path, "mean", scale=100) for label, name in present.items()}
             order = [mean_of(value) for value in values.values()]
+            values |= {f"grounds, {label}": self.mean(names, name, *path, "ground", scale=100) for label, name in present.items()}
             values |= {f"distance, {label}": self.mean(names, name, apart) for label, name in present.items()}
             right = order[0] == max(order) if aim.endswith("first") else order == sorted(order, reverse=True)
             yield self.row(f"{claim}, % of {what} right", names, values, aim, right and complete)
@@ -95,8 +98,9 @@ class Evidence:
         names = ["gmm", "adapt", "refined"]
         if self.seeds(names):
             shown = {"T2": ("gmm",), "T2 for as many steps more": ("refined", "written"), "T3": ("adapt", "written")}
-            values: Values = {label: self.mean(names, unit, *path, "all", scale=100) for label, (unit, *path) in shown.items()}
+            values: Values = {label: self.mean(names, unit, *path, "mean", scale=100) for label, (unit, *path) in shown.items()}
             order = [mean_of(value) for value in values.values()]
+            values |= {f"grounds, {label}": self.mean(names, unit, *path, "ground", scale=100) for label, (unit, *path) in shown.items()}
             values |= {f"distance, {label}": self.mean(names, unit, *path, "distance") for label, (unit, *path) in shown.items()}
             yield self.row("adaptation helps, % of clips right", names, values, "T3 ahead", order[2] > max(order[:2]))
 
@@ -114,7 +118,8 @@ class Evidence:
             ):
                 values[label] = mean([self.mean(names, unit, factor, how, scale=100) for factor in plain.FACTORS])
             values |= {f"said, {factor}": self.mean(names, "both", factor, "exact", scale=100) for factor in plain.FACTORS}
-            values["clips it writes"] = self.mean(names, "both", "generation", "all", scale=100)
+            values["clips it writes"] = self.mean(names, "both", "generation", "mean", scale=100)
+            values["grounds it writes"] = self.mean(names, "both", "generation", "ground", scale=100)
             rivals = max(mean_of(values["said without the clip"]), mean_of(values["chance"]))
             claim = "one tokenizer serves both, % of answers and clips right"
             yield self.row(claim, names, values, "answers twice as often right as without the clip", mean_of(values["said"]) >= 2 * rivals)

@@ -80,11 +80,12 @@ def load(judge: Judge, folder: Path) -> Judge:
 
 @torch.no_grad()
 def score(judge: Judge, seen: Tensor, labels: Mapping[str, Tensor]) -> dict[str, float]:
-    """Share of the samples that show the asked value of each factor, and of all of them."""
+    """Share of the samples that show the asked value of each factor, of `all` of them, and the `mean` of the factors' shares."""
     features_BD = judge.trunk(seen)
     right = {factor: head(features_BD).argmax(-1) == labels[factor] for factor, head in judge.heads.items()}
     everything = torch.stack(list(right.values())).all(0)
-    return {factor: float(hit.float().mean()) for factor, hit in right.items()} | {"all": float(everything.float().mean())}
+    shares = {factor: float(hit.float().mean()) for factor, hit in right.items()}
+    return shares | {"all": float(everything.float().mean()), "mean": sum(shares.values()) / len(shares)}
 
 
 @torch.no_grad()

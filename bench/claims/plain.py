@@ -1,12 +1,14 @@
-"""Plain scenes for Divot's claims: one shape of one colour that moves one way over a grey ground, and the sentence that says so.
+"""Plain scenes for Divot's claims: one shape of one colour that moves one way over a plain ground, and the sentence that says so.
 
-Shape, colour and direction are what a caption tells and what questions ask for, so understanding and generation can be scored exactly.
-What it leaves out (size, brightness of the ground, where across its way the shape moves) differs from clip to clip: a caption has many
-true videos. All follows from a seed; drawn by signed distance, with edges one pixel wide.
+Shape, colour, direction and ground are what a caption tells and what questions ask for, so understanding and generation can be scored
+exactly. The ground is the easiest: it covers most of a frame, and tokens carry it first. What a caption leaves out (size, a shade of the
+ground, where across its way the shape moves) differs from clip to clip: a caption has many true videos. All follows from a seed; drawn
+by signed distance, with edges one pixel wide.
 
 Legend: N scenes, T frames, H W pixels, C colour channels; coordinates run from -1 to 1.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,10 +27,31 @@ COLOURS: Final = {
     "pink": (0.94, 0.47, 0.86),
     "white": (0.96, 0.96, 0.94),
 }
+GROUNDS: Final = {
+    "black": (0.06, 0.06, 0.08),
+    "grey": (0.50, 0.50, 0.52),
+    "brown": (0.42, 0.26, 0.14),
+    "teal": (0.10, 0.48, 0.48),
+    "violet": (0.42, 0.20, 0.62),
+    "orange": (0.94, 0.55, 0.16),
+}
 DIRECTIONS: Final = {"moves left": (-1, 0), "moves right": (1, 0), "rises": (0, -1), "falls": (0, 1)}
-FACTORS: Final[dict[str, tuple[str, ...]]] = {"shape": SHAPES, "colour": tuple(COLOURS), "direction": tuple(DIRECTIONS)}
+FACTORS: Final[dict[str, tuple[str, ...]]] = {
+    "shape": SHAPES,
+    "colour": tuple(COLOURS),
+    "direction": tuple(DIRECTIONS),
+    "ground": tuple(GROUNDS),
+}
 """What is told of a scene, and its values."""
-QUESTIONS: Final = {"shape": "What shape is it?", "colour": "What colour is it?", "direction": "How does it move?"}
+QUESTIONS: Final = {
+    "shape": "What shape is it?",
+    "colour": "What colour is it?",
+    "direction": "How does it move?",
+    "ground": "On what ground?",
+}
+COMBINATIONS: Final = math.prod(map(len, FACTORS.values()))
+SHADE = 0.04
+"""A clip's ground is lighter or darker than its colour by up to so much."""
 REACH = 0.4
 """A shape moves from so far on one side of the middle to so far on the other."""
 
@@ -51,29 +74,28 @@ class Scenes:
 
     def caption(self, row: int) -> str:
         """What is to be seen."""
-        return f"a {self.word('colour', row)} {self.word('shape', row)} {self.word('direction', row)}"
+        return f"a {self.word('colour', row)} {self.word('shape', row)} {self.word('direction', row)} on {self.word('ground', row)}"
 
 
 def draw(count: int, seed: int) -> Scenes:
-    """Scenes with all combinations of the factors equally often."""
+    """Scenes in random order; of `COMBINATIONS`, or a multiple, all combinations of the factors equally often."""
     rng = np.random.default_rng(seed)
-    combination = np.arange(count) % (len(SHAPES) * len(COLOURS) * len(DIRECTIONS))
-    shape = combination % len(SHAPES)
-    colour = combination // len(SHAPES) % len(COLOURS)
-    direction = combination // (len(SHAPES) * len(COLOURS))
-    radius, ground, across = rng.uniform(0.5, 0.6, count), rng.uniform(0.05, 0.35, count), rng.uniform(-0.25, 0.25, count)
+    combination = np.concatenate([rng.permutation(COMBINATIONS) for _ in range(-(-count // COMBINATIONS))])[:count]
+    shape, colour, direction, ground = np.unravel_index(combination, [len(values) for values in FACTORS.values()])
+    radius, shade, across = rng.uniform(0.5, 0.6, count), rng.uniform(-SHADE, SHADE, count), rng.uniform(-0.25, 0.25, count)
     time_T = np.linspace(-REACH, REACH, FRAMES)
     axis = np.linspace(-1, 1, EDGE)
     video = np.empty((count, FRAMES, EDGE, EDGE, 3), np.uint8)
-    ways, paints = list(DIRECTIONS.values()), list(COLOURS.values())
+    ways, paints, grounds = list(DIRECTIONS.values()), np.array(list(COLOURS.values())), np.array(list(GROUNDS.values()))
     for n in range(count):
         along_x, along_y = ways[direction[n]]
         x_T, y_T = (along * time_T if along else np.full(FRAMES, across[n]) for along in (along_x, along_y))
         dx_THW, dy_THW = axis[None, None, :] - x_T[:, None, None], axis[None, :, None] - y_T[:, None, None]
         cover_THW1 = np.clip(0.5 - _distance(SHAPES[shape[n]], dx_THW, dy_THW, radius[n]) * EDGE / 2, 0, 1)[..., None]
-        video[n] = 255 * (ground[n] + cover_THW1 * (np.array(paints[colour[n]]) - ground[n])) + 0.5
-    labels = {"shape": shape, "colour": colour, "direction": direction}
-    return Scenes(torch.from_numpy(video), {name: torch.from_numpy(values) for name, values in labels.items()})
+        below = grounds[ground[n]] + shade[n]
+        video[n] = 255 * (below + cover_THW1 * (paints[colour[n]] - below)) + 0.5
+    values = dict(zip(FACTORS, (shape, colour, direction, ground), strict=True))
+    return Scenes(torch.from_numpy(video), {name: torch.from_numpy(value.astype(np.int64)) for name, value in values.items()})
 
 
 def _distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:

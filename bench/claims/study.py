@@ -86,7 +86,7 @@ MODELS: Final[dict[str, DivotLMConfig]] = {
 SPLITS: Final = {"train": (4032, 1), "val": (192, 2), "judge": (4032, 3)}
 """Scenes of a split, and the seed they are drawn from."""
 RECONSTRUCTED = 96
-"""Held-out scenes that reconstruction is measured on: one of each combination."""
+"""Held-out scenes that reconstruction is measured on."""
 CLIP_BATCH, TEXT_BATCH, JUDGE_BATCH, SAMPLED_BATCH = 32, 32, 64, 64
 NUMBERS: Final = TOKENIZER.encoder.tokens * TOKENIZER.encoder.token_width
 """Of all a clip's tokens."""
@@ -112,7 +112,7 @@ class Budget:
     @classmethod
     def of(cls, joint: int) -> "Budget":
         """All in proportion to the joint stage."""
-        return cls(judge=joint, joint=joint, refine=joint // 4, language=joint // 2)
+        return cls(judge=joint, joint=joint, refine=joint // 4, language=joint)
 
 
 @dataclass(frozen=True)
@@ -394,7 +394,7 @@ def _reconstruction(study: Study, trainable: DivotTrainable, batch: dict[str, Te
 
 
 def others(count: int) -> Tensor:
-    """A permutation under which no clip keeps its place, nor its factors."""
+    """A permutation under which no clip keeps its place."""
     return (torch.arange(count) + 41) % count
 
 

@@ -30,21 +30,26 @@ class Modules:
 
 def test_every_combination_is_drawn_as_its_caption_says(module: type[Modules]) -> None:
     plain = module.of("plain")
-    scenes = plain.draw(96, seed=5)
-    assert len({scenes.caption(row) for row in range(96)}) == 96
+    scenes = plain.draw(plain.COMBINATIONS, seed=5)
+    assert len({scenes.caption(row) for row in range(len(scenes))}) == plain.COMBINATIONS == 576
     video_NTHWC = scenes.video_NTHWC.float()
-    ground_N1111 = video_NTHWC[:, 0, 0, 0, 0].view(-1, 1, 1, 1, 1)
-    shape_NTHW = (video_NTHWC - ground_N1111).abs().amax(-1) > 60
+    ground_NC = video_NTHWC[:, 0, 0, 0]
+    shape_NTHW = (video_NTHWC - ground_NC.view(-1, 1, 1, 1, 3)).abs().amax(-1) > 30
     axis = torch.linspace(-1, 1, plain.EDGE)
-    for row in range(96):
+    for row in range(len(scenes)):
         x_T, y_T = (
             (shape_NTHW[row] * place).sum((1, 2)) / shape_NTHW[row].sum((1, 2)) for place in (axis[None, None, :], axis[None, :, None])
         )
         moved = (float(x_T[-1] - x_T[0]), float(y_T[-1] - y_T[0]))
         assert moved == pytest.approx([2 * plain.REACH * step for step in plain.DIRECTIONS[scenes.word("direction", row)]], abs=0.1)
         painted = video_NTHWC[row, 4][shape_NTHW[row, 4]].median(0).values / 255
-        nearest = min(plain.COLOURS, key=lambda name: float((painted - torch.tensor(plain.COLOURS[name])).abs().sum()))
-        assert nearest == scenes.word("colour", row)
+        assert nearest(painted, plain.COLOURS) == scenes.word("colour", row)
+        assert nearest(ground_NC[row] / 255, plain.GROUNDS) == scenes.word("ground", row)
+
+
+def nearest(seen_C: torch.Tensor, named: dict[str, tuple[float, ...]]) -> str:
+    """The name of the colour that is seen."""
+    return min(named, key=lambda name: float((seen_C - torch.tensor(named[name])).abs().sum()))
 
 
 def test_another_clips_tokens_are_of_another_scene(module: type[Modules]) -> None:
@@ -72,7 +77,10 @@ def test_rows_rest_on_the_seeds_that_have_all_they_compare(module: type[Modules]
             folder.mkdir(parents=True)
             (folder / "figures.json").write_text(
                 json.dumps(
-                    {"all": 0.5 - 0.1 * place, "distance": 1.0, "tokens": {"all": 0.2 * place}, "token_distance": 2.0, "seconds": 60.0}
+                    {
+                        **{"mean": 0.5 - 0.1 * place, "ground": 0.9, "distance": 1.0, "seconds": 60.0},
+                        **{"tokens": {"mean": 0.2 * place, "ground": 0.9}, "token_distance": 2.0},
+                    }
                 )
             )
     material = study.Material(tmp_path)
