@@ -68,6 +68,7 @@ TOKENIZER = DivotConfig(
 LANGUAGE = UntrainedLanguage(width=64, hidden=192, depth=3, heads=4, key_heads=2)
 HEADS: Final[dict[str, HeadConfig]] = {
     "gmm": GMMConfig(),
+    "gaussian": GMMConfig(components=1),
     "mse": MSEConfig(),
     "eps": DiffusionConfig(target="eps", width=160, steps=50),
     "v": DiffusionConfig(target="v", width=160, steps=50),
@@ -78,11 +79,18 @@ MODELS: Final[dict[str, DivotLMConfig]] = {
         for name, head in HEADS.items()
     },
     **{
-        name: DivotLMConfig(language=LANGUAGE, clip_tokens=8, token_width=TOKENIZER.encoder.token_width, mechanism=name)
+        name: DivotLMConfig(
+            language=LANGUAGE, clip_tokens=8, token_width=TOKENIZER.encoder.token_width, head=HEADS["gaussian"], mechanism=name
+        )
         for name in ("causal", "autoregressive")
     },
+    "gmm_long": DivotLMConfig(language=LANGUAGE, clip_tokens=8, token_width=TOKENIZER.encoder.token_width, head=HEADS["gmm"]),
 }
-"""What writes clips: each head with bidirectional queries, and the other mechanisms with the mixture of Gaussians."""
+"""What writes clips: each head with bidirectional queries, and the other mechanisms with the head of `WRITER`."""
+WRITER: Final = "gaussian"
+"""Writes in every comparison but that of heads: at these sizes the mixture does not learn to listen to the text, and would compare noise."""
+LONGER: Final = {"gmm_long": 4}
+"""Language models that get so many times the steps of the others."""
 SPLITS: Final = {"train": (4032, 1), "val": (192, 2), "judge": (4032, 3)}
 """Scenes of a split, and the seed they are drawn from."""
 RECONSTRUCTED = 96
@@ -347,7 +355,7 @@ def _stage(study: Study, unit: Unit, name: str) -> Figures:
         if name == "unconditional":
             conditions = {"none": torch.zeros_like(token_BMD)}
         figures: Figures = {key: _reconstruction(study, made[-1], batch, condition) for key, condition in conditions.items()}
-        written = {"written": study.generation(study.language("gmm"), made[-1].model)} if name in ("adapt", "refined") else {}
+        written = {"written": study.generation(study.language(WRITER), made[-1].model)} if name in ("adapt", "refined") else {}
         return figures | written
 
     steps = budget.joint if name in ("joint", "unconditional") else budget.refine
@@ -365,9 +373,9 @@ def _stage_tokens(study: Study, name: str) -> Tensor:
 @torch.no_grad()
 def _drawn_tokens(study: Study) -> Tensor:
     """Tokens that the language model draws for the training captions, `DRAWS` for each, one draw after the other."""
-    cache = study.unit("gmm").folder / "drawn.pt"
+    cache = study.unit(WRITER).folder / "drawn.pt"
     if not cache.exists():
-        model, scenes = study.language("gmm"), study.material.train.scenes
+        model, scenes = study.language(WRITER), study.material.train.scenes
         prompts = [ask_clip(model.vocabulary, scenes.caption(row), instructed=False) for row in range(len(scenes))] * DRAWS
         torch.save(torch.cat([make_clips(model, [prompts[row] for row in part], part) for part in runs(len(prompts))]), cache)
     loaded: Tensor = torch.load(cache, weights_only=True)
@@ -408,7 +416,7 @@ def _language(study: Study, unit: Unit, name: str) -> Figures:
     def measure(model: DivotLM) -> Figures:
         return study.generation(model, study.tokenizer("refine"))
 
-    return _run_language(study, unit, MODELS[name], sample, measure, study.budget.language)
+    return _run_language(study, unit, MODELS[name], sample, measure, study.budget.language * LONGER.get(name, 1))
 
 
 def _both(study: Study, unit: Unit, name: str) -> Figures:
@@ -423,7 +431,7 @@ def _both(study: Study, unit: Unit, name: str) -> Figures:
     def measure(model: DivotLM) -> Figures:
         return _answers(study, model) | {"generation": study.generation(model, study.tokenizer("refine"), instructed=True)}
 
-    return _run_language(study, unit, MODELS["gmm"], sample, measure, 2 * study.budget.language)
+    return _run_language(study, unit, MODELS[WRITER], sample, measure, 2 * study.budget.language)
 
 
 def _blind(study: Study, unit: Unit, name: str) -> Figures:
@@ -433,7 +441,7 @@ def _blind(study: Study, unit: Unit, name: str) -> Figures:
     def sample(model: DivotLM, row: int, step: int) -> Packed:
         return _question(model, scenes, row, tokens[(row * 7919 + step) % len(tokens)], step)
 
-    return _run_language(study, unit, MODELS["gmm"], sample, lambda model: _answers(study, model), study.budget.language)
+    return _run_language(study, unit, MODELS[WRITER], sample, lambda model: _answers(study, model), study.budget.language)
 
 
 def _question(model: DivotLM, scenes: plain.Scenes, row: int, token_MD: Tensor, step: int) -> Packed:
@@ -494,6 +502,7 @@ ORDER: Final = (
     "token_judge",
     "refine",
     "gmm",
+    "gaussian",
     "mse",
     "both",
     "blind",
@@ -503,6 +512,7 @@ ORDER: Final = (
     "autoregressive",
     "causal",
     "eps",
+    "gmm_long",
     "unconditional",
 )
 """In the order of training: key rows first."""
