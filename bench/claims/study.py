@@ -88,7 +88,7 @@ MODELS: Final[dict[str, DivotLMConfig]] = {
 }
 """What writes clips: each head with bidirectional queries, and the other mechanisms with the head of `WRITER`."""
 WRITER: Final = "gaussian"
-"""Writes in every comparison but that of heads: at these sizes the mixture does not learn to listen to the text, and would compare noise."""
+"""Writes in every comparison but that of heads: the mixture does not learn to listen to the text here, and would compare noise."""
 LONGER: Final = {"gmm_long": 4}
 """Language models that get so many times the steps of the others."""
 SPLITS: Final = {"train": (4032, 1), "val": (192, 2), "judge": (4032, 3)}
