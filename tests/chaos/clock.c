@@ -1,6 +1,9 @@
-/* A machine whose clock is off: preloaded into its processes, adds $CLOCK_SKEW seconds to what they are told of the wall clock. */
+/* A machine whose clock is off: preloaded into its processes, adds $CLOCK_SKEW seconds to what they are told of the wall clock, and takes
+   them off again where they wait until a time of that clock: the kernel's own is right, and would let them wait as much longer. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <sys/time.h>
 #include <time.h>
@@ -32,4 +35,49 @@ time_t time(time_t *out) {
     clock_gettime(CLOCK_REALTIME, &exact);
     if (out) *out = exact.tv_sec;
     return exact.tv_sec;
+}
+
+/* Condition variables may go by the monotonic clock, whose seconds count from a machine's start. */
+static const time_t WALL = 1000000000;
+
+static const struct timespec *kernel(const struct timespec *until, struct timespec *there) {
+    *there = *until;
+    if (until->tv_sec > WALL) there->tv_sec -= skew();
+    return there;
+}
+
+/* A plain dlsym may find the version of before 2002, whose condition variables are others. */
+static void *next(const char *name) {
+    void *found = dlvsym(RTLD_NEXT, name, "GLIBC_2.3.2");
+    return found ? found : dlsym(RTLD_NEXT, name);
+}
+
+int pthread_cond_timedwait(pthread_cond_t *restrict condition, pthread_mutex_t *restrict mutex, const struct timespec *restrict until) {
+    static int (*real)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
+    struct timespec there;
+    if (!real) real = next("pthread_cond_timedwait");
+    return real(condition, mutex, kernel(until, &there));
+}
+
+int pthread_cond_clockwait(
+    pthread_cond_t *restrict condition, pthread_mutex_t *restrict mutex, clockid_t clock, const struct timespec *restrict until
+) {
+    static int (*real)(pthread_cond_t *, pthread_mutex_t *, clockid_t, const struct timespec *);
+    struct timespec there;
+    if (!real) real = next("pthread_cond_clockwait");
+    return real(condition, mutex, clock, kernel(until, &there));
+}
+
+int sem_timedwait(sem_t *restrict semaphore, const struct timespec *restrict until) {
+    static int (*real)(sem_t *, const struct timespec *);
+    struct timespec there;
+    if (!real) real = next("sem_timedwait");
+    return real(semaphore, kernel(until, &there));
+}
+
+int sem_clockwait(sem_t *restrict semaphore, clockid_t clock, const struct timespec *restrict until) {
+    static int (*real)(sem_t *, clockid_t, const struct timespec *);
+    struct timespec there;
+    if (!real) real = next("sem_clockwait");
+    return real(semaphore, clock, kernel(until, &there));
 }
