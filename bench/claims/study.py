@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import judge
 import plain
@@ -73,22 +73,22 @@ HEADS: Final[dict[str, HeadConfig]] = {
     "eps": DiffusionConfig(target="eps", width=160, steps=50),
     "v": DiffusionConfig(target="v", width=160, steps=50),
 }
-MODELS: Final[dict[str, DivotLMConfig]] = {
-    **{
-        name: DivotLMConfig(language=LANGUAGE, clip_tokens=8, token_width=TOKENIZER.encoder.token_width, head=head)
-        for name, head in HEADS.items()
-    },
-    **{
-        name: DivotLMConfig(
-            language=LANGUAGE, clip_tokens=8, token_width=TOKENIZER.encoder.token_width, head=HEADS["gaussian"], mechanism=name
-        )
-        for name in ("causal", "autoregressive")
-    },
-    "gmm_long": DivotLMConfig(language=LANGUAGE, clip_tokens=8, token_width=TOKENIZER.encoder.token_width, head=HEADS["gmm"]),
-}
-"""What writes clips: each head with bidirectional queries, and the other mechanisms with the head of `WRITER`."""
 WRITER: Final = "gaussian"
 """Writes in every comparison but that of heads: the mixture does not learn to listen to the text here, and would compare noise."""
+
+
+def _writes(head: str, mechanism: Literal["bidirectional", "causal", "autoregressive"] = "bidirectional") -> DivotLMConfig:
+    width = TOKENIZER.encoder.token_width
+    return DivotLMConfig(language=LANGUAGE, clip_tokens=8, token_width=width, head=HEADS[head], mechanism=mechanism)
+
+
+MODELS: Final[dict[str, DivotLMConfig]] = {
+    **{name: _writes(name) for name in HEADS},
+    "causal": _writes(WRITER, "causal"),
+    "autoregressive": _writes(WRITER, "autoregressive"),
+    "gmm_long": _writes("gmm"),
+}
+"""What writes clips: each head with bidirectional queries, and the other mechanisms with the head of `WRITER`."""
 LONGER: Final = {"gmm_long": 4}
 """Language models that get so many times the steps of the others."""
 SPLITS: Final = {"train": (4032, 1), "val": (192, 2), "judge": (4032, 3)}
