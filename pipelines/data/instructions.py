@@ -8,7 +8,7 @@ a model learns from (`language_feed.py`), and how it is scored (`stages/understa
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -122,8 +122,9 @@ def _asked(shapes: Sequence[Shape]) -> Iterator[Question]:
 def parse(text: str, where: str) -> tuple[list[Questions], list[Story]]:
     """The lines of a user's file: each a `Story`, a `Questions`, or a data set's own form.
 
-    Known are {video or image, question or questions, answer or answers}, and {video or image, data: [question, answer, ...]}. Raises
-    DataError with the number of the first line that is none of them.
+    Known are {video or image, question or questions, answer or answers}, and {video or image, data: [question, answer, ...]}, either with
+    `options` (a list for each question; of one question it may stand by itself) and `about` (one for all, or a list). Raises DataError
+    with the number of the first line that is none of them, or whose answer is not among its options.
     """
     questions: list[Questions] = []
     stories: list[Story] = []
@@ -133,31 +134,52 @@ def parse(text: str, where: str) -> tuple[list[Questions], list[Story]]:
             if "request" in given:
                 stories.append(_same_length(Story.model_validate(given)))
             else:
-                questions.append(Questions.model_validate(_plain(given)))
+                questions.append(_answerable(Questions.model_validate(_plain(given))))
         except (ValidationError, ValueError, TypeError, KeyError) as error:
             raise DataError(
-                f"{where}, line {number}: {error}; a line is {{video, questions, answers}} or {{request, clips, texts}}"
+                f"{where}, line {number}: {error}; a line is {{video, questions, answers}}, with options where there are any, or "
+                "{request, clips, texts}"
             ) from error
     if not questions and not stories:
         raise DataError(f"{where} holds no lines")
     return questions, stories
 
 
-def _plain(given: dict[str, object]) -> dict[str, object]:
+def _plain(given: dict[str, Any]) -> dict[str, object]:
     """A data set's line as fields of `Questions`."""
     video = given.get("video", given.get("image"))
     if isinstance(data := given.get("data"), list):
         asked, said = data[::2], data[1::2]
     else:
         asked, said = (_listed(given.get(name, given.get(f"{name}s"))) for name in ("question", "answer"))
-    if asked and isinstance(asked[0], dict):
-        return {"video": video, "questions": asked}
-    if len(asked) != len(said):
-        raise ValueError(f"{len(asked)} questions have {len(said)} answers")
-    return {"video": video, "questions": [{"question": text, "answer": reply} for text, reply in zip(asked, said, strict=True)]}
+    if not (asked and isinstance(asked[0], dict)):
+        if len(asked) != len(said):
+            raise ValueError(f"{len(asked)} questions have {len(said)} answers")
+        asked = [{"question": text, "answer": reply} for text, reply in zip(asked, said, strict=True)]
+    each = zip(asked, _options(given, len(asked)), _about(given, len(asked)), strict=True)
+    # What a question says of itself goes before what its line says.
+    return {"video": video, "questions": [{"options": options, "about": about, **question} for question, options, about in each]}
 
 
-def _listed(value: object) -> list[object]:
+def _options(given: dict[str, Any], count: int) -> list[object]:
+    """What may be answered to each of a line's questions."""
+    options = _listed(given.get("options"))
+    each = options if any(isinstance(item, list) for item in options) else [options] * (1 if options else count)
+    if len(each) != count:
+        raise ValueError(f"{count} questions have {len(each)} lists of options: give one for each question, [] where its answer is free")
+    return each
+
+
+def _about(given: dict[str, Any], count: int) -> list[object]:
+    """The kind of each of a line's questions."""
+    about = given.get("about", "")
+    each = about if isinstance(about, list) else [about] * count
+    if len(each) != count:
+        raise ValueError(f"{count} questions are about {len(each)} things: name one for each, or one for all")
+    return each
+
+
+def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
@@ -165,3 +187,15 @@ def _same_length(story: Story) -> Story:
     if len(story.texts) != len(story.clips):
         raise ValueError(f"{len(story.clips)} clips have {len(story.texts)} texts")
     return story
+
+
+def _answerable(line: Questions) -> Questions:
+    for asked in line.questions:
+        if len(set(asked.options)) < len(asked.options):
+            raise ValueError(f"the options of {asked.question!r} name one twice: leave the second out, or chance is another than it seems")
+        if asked.options and asked.answer not in asked.options:
+            raise ValueError(
+                f"the answer {asked.answer!r} to {asked.question!r} is none of its options {', '.join(map(repr, asked.options))}: write "
+                "it as one of them, word for word"
+            )
+    return line

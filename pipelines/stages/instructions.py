@@ -19,7 +19,7 @@ class Instructions(Stage):
     """`questions.jsonl`, `stories.jsonl`, and of drawn scenes `facts.jsonl`."""
 
     kind: Literal["instructions"] = "instructions"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     scenes: Annotated[Ref, Produces("scenes")] | None = None
     """Drawn scenes to ask about."""
     source: str | None = None

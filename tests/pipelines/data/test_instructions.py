@@ -50,6 +50,27 @@ def test_every_form_of_a_question_is_read(line: dict[str, object]) -> None:
     assert parse(json.dumps(line), "f") == ([Questions(video="v", questions=(Question(question="Q?", answer="A"),))], [])
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"question": "Q?", "answer": "a", "options": ["a", "b"], "about": "k"},
+        {"questions": ["Q?"], "answers": ["a"], "options": [["a", "b"]], "about": ["k"]},
+        {"data": ["Q?", "a"], "options": [["a", "b"]], "about": "k"},
+        {"questions": [{"question": "Q?", "answer": "a", "options": ["a", "b"], "about": "k"}]},
+        {"questions": [{"question": "Q?", "answer": "a", "about": "k"}], "options": ["a", "b"], "about": "other"},
+    ],
+)
+def test_options_and_kind_are_kept_in_every_form(line: dict[str, object]) -> None:
+    expected = Question(question="Q?", answer="a", options=("a", "b"), about="k")
+    assert parse(json.dumps({"video": "v", **line}), "f") == ([Questions(video="v", questions=(expected,))], [])
+
+
+def test_each_of_several_questions_has_its_own_options() -> None:
+    line = {"video": "v", "questions": ["Q?", "R?"], "answers": ["a", "free"], "options": [["a", "b"], []], "about": ["k", "l"]}
+    ((found,), _) = parse(json.dumps(line), "f")
+    assert [(asked.options, asked.about) for asked in found.questions] == [(("a", "b"), "k"), ((), "l")]
+
+
 def test_the_example_file_is_sound() -> None:
     questions, stories = parse((EMBEDDED.parent / "questions.jsonl").read_text(), "questions.jsonl")
     assert len(questions) == 5 and stories[0] == Story(
@@ -71,6 +92,16 @@ def test_the_example_file_is_sound() -> None:
         ('{"request": "R", "clips": ["a", "b"], "texts": ["x"]}', "f, line 1: 2 clips have 1 texts"),
         ('{"question": "Q?", "answer": "A"}', "f, line 1: "),
         ("3", "f, line 1: "),
+        (
+            '{"video": "v", "question": "Q?", "answer": "A", "options": ["a", "b"]}',
+            r"f, line 1: the answer 'A' to 'Q\?' is none of its options 'a', 'b': write it as one of them",
+        ),
+        ('{"video": "v", "question": "Q?", "answer": "a", "options": ["a", "a"]}', r"f, line 1: the options of 'Q\?' name one twice"),
+        (
+            '{"video": "v", "questions": ["Q?", "R?"], "answers": ["a", "b"], "options": ["a", "b"]}',
+            "f, line 1: 2 questions have 1 lists of options: give one for each",
+        ),
+        ('{"video": "v", "questions": ["Q?", "R?"], "answers": ["a", "b"], "about": ["k"]}', "f, line 1: 2 questions are about 1 things"),
     ],
 )
 def test_what_is_none_of_them_is_refused_by_its_line(text: str, problem: str) -> None:
