@@ -33,7 +33,7 @@ class Understand(Stage):
     """Accuracy of answers, by kind of question."""
 
     kind: Literal["understand"] = "understand"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     model: Annotated[Ref, Produces("language", "language_model")]
     """The language model."""
     tokens: Annotated[Ref, Produces("encode")]
@@ -93,7 +93,7 @@ class Understand(Stage):
             own = [videos.clips(video, self.clips, 0.5) for video, _ in part]
             other = [videos.clips((video + half) % len(videos), self.clips, 0.5) for video, _ in part]
             questions = [question for _, question in part]
-            told = [self._answers(model, clips, questions, videos) for clips in (own, other)]
+            told = [self._answers(model, clips, questions, videos, first) for clips in (own, other)]
             for place, (video, question) in enumerate(part):
                 (said, chosen), (blindly_said, blindly_chosen) = (answers[place] for answers in told)
                 yield Asked(
@@ -112,16 +112,16 @@ class Understand(Stage):
         ctx.progress(done=len(exam), total=len(exam), unit="questions")
 
     def _answers(
-        self, model: "DivotLM", clips: "Sequence[Tensor]", questions: "Sequence[Question]", videos: "TokenVideos"
+        self, model: "DivotLM", clips: "Sequence[Tensor]", questions: "Sequence[Question]", videos: "TokenVideos", first: int
     ) -> list[tuple[str, str | None]]:
-        """What the model says of each question, and which of its options it chooses."""
+        """What the model says of each question, and which of its options it chooses; `first` is the place of the first in the exam."""
         from kinetok.llm.divot.generation import complete
         from kinetok.llm.divot.scoring import choose
         from kinetok.llm.divot.sequences import ask
         from kinetok.pipelines.data.order import sample_seed
 
         prompts = [ask(model.vocabulary, shown, item.question, media=videos.media) for shown, item in zip(clips, questions, strict=True)]
-        seeds = [sample_seed(self.seed, place) for place in range(len(prompts))]
+        seeds = [sample_seed(self.seed, first + place) for place in range(len(prompts))]
         said = complete(model, prompts, seeds, self.decoding)
         chosen = [
             item.options[choose(model, shown, item.question, item.options, limit=1 << 20, media=videos.media)] if item.options else None

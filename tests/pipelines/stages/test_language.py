@@ -178,6 +178,19 @@ def test_answers_are_scored_by_kind_beside_chance_and_another_clip(store: Store,
     assert made.record.metrics["all/choice"] == sum(right) / 6
 
 
+@pytest.mark.slow
+def test_drawn_answers_do_not_depend_on_the_batch(store: Store, folder: Path) -> None:
+    inputs = {"model": store.find("tuned"), "tokens": found(folder, "tokens"), "instructions": found(folder, "instructions")}
+    fields = {"model": "tuned", "tokens": "tokens", "instructions": "instructions", "seed": 3}
+    stage = Understand.model_validate(fields | {"decoding": {"temperature": 1.0, "top_p": 1.0, "max_tokens": 6}})
+    said = []
+    for size in (1, 4):
+        made = run_stage(store, stage, f"drawn{size}", inputs, resources=Resources(batch_size=size))
+        answers = Answers.model_validate_json(made.folder.read_bytes(ANSWERS))
+        said.append([(item.said, item.blindly_said, item.chosen) for item in answers.asked])
+    assert said[0] == said[1] and len({text for text, _, _ in said[0]}) > 1
+
+
 def job(**changes: Any) -> Job:
     """A job with some fields of its language stages changed."""
     stages = {
