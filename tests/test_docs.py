@@ -32,6 +32,7 @@ FORMATS = {
     "Token and feature shards: an `encode` artifact": [TokenSpec, DecodeRecipe],
     "Evaluation: an `evaluate` artifact": [tables.Table, tables.Line, tables.RungCost, tables.Shown],
     "Reconstruction by diffusion: a `reconstruct` artifact": [tables.Carried, tables.Condition, tables.Figure, tables.Strip],
+    "Answers: an `understand` artifact": [tables.Answers, tables.AnswerProtocol],
     "Job runs": [JobRun, StageRun],
 }
 COLUMNS = {

@@ -17,6 +17,7 @@ Legend: L positions, C clips, N tokens of a clip, D token width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Self
 
 import torch
@@ -120,6 +121,13 @@ def ask(vocabulary: Vocabulary, clips_CND: Tensor, question: str, *, media: Medi
     """The beginning of `answer`."""
     draft = Draft(vocabulary).begin().text(vocabulary.encode("[INST] ")).read(clips_CND, media)
     return draft.text(vocabulary.encode(f"{question} [/INST]\n")).prompt()
+
+
+def template(vocabulary: Vocabulary, *, media: Media = "video") -> str:
+    """What `ask` makes of a question about one clip, in letters: `{question}`, and `{tokens}` where the clip's tokens stand."""
+    prompt = ask(vocabulary, torch.zeros(1, 1, 1), "{question}", media=media)
+    runs = groupby(zip(prompt.ids_L, prompt.codes_L, strict=True), key=lambda position: position[1])
+    return "".join("{tokens}" if code == READ else vocabulary.spelt([number for number, _ in run]) for code, run in runs)
 
 
 def ask_clip(vocabulary: Vocabulary, caption: str, *, instructed: bool, media: Media = "video") -> Packed:

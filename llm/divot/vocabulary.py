@@ -65,6 +65,12 @@ class Vocabulary:
         assert isinstance(text, str)
         return text
 
+    def spelt(self, ids: list[int]) -> str:
+        """The text of `ids`, special tokens by their names."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
     def save_pretrained(self, folder: Path) -> None:
         """Write the tokenizer's files, as transformers does."""
         self.tokenizer.save_pretrained(folder)

@@ -95,6 +95,14 @@ def read_lines(artifact: Artifact, name: str, kind: type[Line]) -> list[Line]:
     return [kind.model_validate_json(line) for line in artifact.folder.read_text(name).splitlines()]
 
 
+def questions_of(artifact: Artifact) -> dict[str, tuple[Question, ...]]:
+    """The questions about every video of an `instructions` artifact, of all its lines, in their order."""
+    found: dict[str, tuple[Question, ...]] = {}
+    for line in read_lines(artifact, QUESTIONS, Questions):
+        found[line.video] = (*found.get(line.video, ()), *line.questions)
+    return found
+
+
 def of_scenes(drawn: SceneSet, *, shard_videos: int) -> Iterator[tuple[Questions, Facts]]:
     """Questions and facts of every scene that `write_scenes` packs into tars of `shard_videos`."""
     for number in range(drawn.count):

@@ -20,7 +20,7 @@ from kinetok.infra.config import Config
 from kinetok.llm.divot.collate import bucketed
 from kinetok.llm.divot.sequences import REQUESTS, Packed, answer, depict, describe, follow, narrate
 from kinetok.llm.divot.vocabulary import Vocabulary
-from kinetok.pipelines.data.instructions import QUESTIONS, STORIES, Questions, Story, read_lines
+from kinetok.pipelines.data.instructions import STORIES, Story, questions_of, read_lines
 from kinetok.pipelines.data.order import Order
 from kinetok.pipelines.data.token_shards import SHARDS_HELD
 from kinetok.pipelines.data.token_videos import TokenVideos
@@ -174,7 +174,7 @@ class AnswerSamples(Samples[Answering]):
     def __init__(
         self, task: Answering, videos: TokenVideos, vocabulary: Vocabulary, instructions: Artifact, *, seed: int, group: int
     ) -> None:
-        self.questions = {line.video: line.questions for line in read_lines(instructions, QUESTIONS, Questions)}
+        self.questions = questions_of(instructions)
         super().__init__(task, videos, vocabulary, seed=seed, group=group)
 
     def find_units(self) -> Sequence[NDArray[np.int64]]:

@@ -7,6 +7,7 @@ language model. Not covered: what is made of the clips (`language_feed.py`).
 Legend: U videos, R rows, C clips, N tokens of a clip, D token width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +24,11 @@ from kinetok.llm.divot.vocabulary import Media
 from kinetok.pipelines.data.positions import Split
 from kinetok.pipelines.data.token_shards import TOKENS, TokenShards
 from kinetok.tokenizers.base import TokenSpec
+
+EXAMPLES = 3
+"""Names of each side that an error shows."""
+EXAMPLES_OF = 1000
+"""Clips that they are taken from: a video may have many."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,24 @@ def media_of(spec: TokenSpec) -> Media:
 
 def video_names(ids: pa.ChunkedArray) -> NDArray[np.object_]:
     """The video that each clip of these ids is of: what stands before the last slash."""
-    names = pc.replace_substring_regex(ids, r"/[^/]*$", "")
-    return np.asarray(names.to_pylist(), dtype=object)
+    return np.asarray(_videos(ids).to_pylist(), dtype=object)
+
+
+def held(names: Sequence[str], ids: pa.ChunkedArray, *, asker: str, holder: str) -> NDArray[np.bool_]:
+    """Which of `names`, (k,), are videos that the clips of these ids are of. ContractError where some are named and none is there."""
+    videos = _videos(ids)
+    here: NDArray[np.bool_] = pc.is_in(pa.array(names, pa.string()), value_set=videos).to_numpy(zero_copy_only=False)
+    if len(names) and not here.any():
+        theirs = ", ".join(map(repr, pc.unique(videos.slice(0, EXAMPLES_OF)).to_pylist()[:EXAMPLES]))
+        raise ContractError(
+            f"{asker} names no video that {holder} holds: it names {', '.join(map(repr, names[:EXAMPLES]))}, {holder} {theirs or 'none'}; "
+            "call videos as they are called there: a file by its path without the ending, one in a tar as tar/key"
+        )
+    return here
+
+
+def _videos(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.replace_substring_regex(ids, r"/[^/]*$", "")
 
 
 def require_sequence(name: str, spec: TokenSpec) -> None:

@@ -171,7 +171,7 @@ def render(title: str, sources: Sources) -> str:
         scores=[ClipScores.model_validate_json(artifact.folder.read_bytes(SCORES)) for artifact in sources.scores],
         galleries=[_gallery(artifact) for artifact in sources.generated],
         speeds=[speed for artifact in sources.encoded if (speed := _speed(artifact)) is not None],
-        flows=[_flow(artifact) for artifact in (sources.clips, *sources.encoded, sources.quality)],
+        flows=[_flow(artifact) for artifact in (sources.clips, *sources.encoded, sources.quality, *sources.answers)],
         artifacts=sources.all,
         versions=sources.quality.record.environment,
     )

@@ -1,5 +1,6 @@
 """What the stages that measure and show write, and `report` reads: the shapes of their files. Imports no torch."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, Self
 
@@ -133,10 +134,15 @@ class Asked(Config):
     blindly_said: str
     blindly_exact: bool
     blindly_chosen: str | None
+    ids: int
+    """Of the true answer, its end included, in the model's vocabulary."""
+    nats: float
+    """Cross-entropy of the true answer, sum over its ids."""
+    blindly_nats: float
 
 
 class Score(Config):
-    """Shares of questions that were answered rightly."""
+    """Shares of questions that were answered rightly, and how surprising the true answers were."""
 
     about: str
     """Kind of question, or `all`."""
@@ -150,6 +156,9 @@ class Score(Config):
     blindly_choice: float | None
     chance: float | None
     """Of choosing it by a guess."""
+    perplexity: float
+    """Of the true answers: exp of their nats per id."""
+    blindly_perplexity: float
 
     @classmethod
     def of(cls, about: str, asked: Sequence[Asked]) -> Self:
@@ -163,13 +172,38 @@ class Score(Config):
             choice=_share(item.chosen == item.answer for item in closed) if closed else None,
             blindly_choice=_share(item.blindly_chosen == item.answer for item in closed) if closed else None,
             chance=sum(1 / len(item.options) for item in closed) / len(closed) if closed else None,
+            perplexity=_perplexity((item.nats, item.ids) for item in asked),
+            blindly_perplexity=_perplexity((item.blindly_nats, item.ids) for item in asked),
         )
 
     @property
     def figures(self) -> dict[str, float]:
-        """Every share that there is, by name."""
+        """Every share and perplexity that there is, by name."""
         dumped = self.model_dump(exclude={"about", "questions"})
         return {name: value for name, value in dumped.items() if value is not None}
+
+
+class AnswerProtocol(Config):
+    """How questions were asked and answers counted: what the figures of `answers.json` are of."""
+
+    prompt: str
+    """As the model reads it, of one clip: `{tokens}` stands for its tokens, and a further clip follows as another `<frame>`."""
+    clips: int
+    """Most clips of a video that are shown together, evenly chosen."""
+    max_tokens: int
+    """Ids of the longest answer that is drawn."""
+    temperature: float
+    """0 takes the most likely id."""
+    top_p: float
+    seed: int
+    """Of which questions are drawn, and of the answers."""
+    control: str
+    """Which clip is shown instead for figures called `blindly_`."""
+    matching: str
+    """When what is said counts as the answer."""
+    choice: str
+    """What is chosen among options."""
+    perplexity: str
 
 
 class Answers(Config):
@@ -178,6 +212,7 @@ class Answers(Config):
     model: str
     """Name of its artifact."""
     split: str
+    protocol: AnswerProtocol
     scores: tuple[Score, ...]
     """By kind of question, `all` last where there are several."""
     asked: tuple[Asked, ...]
@@ -276,6 +311,12 @@ class ClipScores(Config):
     """The judge's own accuracy on scenes that it never saw, by factor."""
     protocol: Protocol
     lines: tuple[ClipScore, ...]
+
+
+def _perplexity(answers: Iterable[tuple[float, int]]) -> float:
+    """Of answers of so many nats and ids."""
+    nats, ids = zip(*answers, strict=True)
+    return math.exp(math.fsum(nats) / sum(ids))
 
 
 def _share(right: Iterable[bool]) -> float:

@@ -1,12 +1,15 @@
 """`understand`: how many questions about held-out clips a language model answers rightly, and what that is worth.
 
-Every question is asked alone, as the first of a conversation, and scored twice: by exact match of what the model says (`same_answer`), and
-where it has options, by the option that surprises the model least. Beside each figure stands the same one with the tokens of another clip
-shown instead, which is what can be had without looking, and the chance of a guess. Output: `answers.json`. Runs in the driver's process,
-on its GPU where `resources.gpus` asks for one. Not covered: answers judged by another language model.
+Every question is asked alone, as the first of a conversation, and scored by exact match of what the model says (`same_answer`), where it
+has options by the one that surprises the model least, and by the perplexity of the true answer. Beside each figure stands the same one
+with the tokens of another clip shown instead, which is what can be had without looking, and the chance of a guess. Output: `answers.json`,
+with the protocol that the figures are of. Questions about videos that the tokens lack count as filtered; those of the other split, and
+those that `questions` leaves out, were never put. Runs in the driver's process, on its GPU where `resources.gpus` asks for one. Not
+covered: answers judged by another language model.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -16,7 +19,7 @@ from kinetok.infra.artifact import Counts
 from kinetok.infra.errors import DataError
 from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
 from kinetok.llm.divot.generation import Decoding
-from kinetok.pipelines.report.tables import ANSWERS, Answers, Asked, Score
+from kinetok.pipelines.report.tables import ANSWERS, AnswerProtocol, Answers, Asked, Score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +28,23 @@ if TYPE_CHECKING:
     from kinetok.pipelines.data.instructions import Question
     from kinetok.pipelines.data.token_videos import TokenVideos
 
+CONTROL = "the clips of the video half the split further on"
+"""What stands in for a question's own clips."""
+
 Exam = list[tuple[int, "Question"]]
 """Videos with a question each."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model makes of one question with some clips shown."""
+
+    said: str
+    chosen: str | None
+    """None where there are no options."""
+    nats: float
+    """Of the true answer, summed over its ids."""
+    ids: int
 
 
 class Understand(Stage):
@@ -50,84 +68,118 @@ class Understand(Stage):
     seed: StrictInt = 0
 
     def run(self, ctx: StageContext) -> StageResult:
+        """Raises ContractError where tokens do not belong to the model or the questions, DataError where nothing is asked."""
         import torch
 
         from kinetok.pipelines.data.language_feed import require_same_tokenizer
         from kinetok.pipelines.data.token_videos import TokenVideos
         from kinetok.pipelines.models import language_spec, open_language
         from kinetok.pipelines.stages.evaluate import threads
+        from kinetok.pipelines.stages.language import model_config
 
-        model = open_language(ctx.input("model")).to(torch.device("cuda" if ctx.resources.gpus else "cpu"))
-        spec = language_spec(ctx.input("model"))
-        videos = TokenVideos.open(ctx.input("tokens"), self.split, clip_tokens=model.config.clip_tokens)
+        config, spec = model_config(ctx.input("model")), language_spec(ctx.input("model"))
+        videos = TokenVideos.open(ctx.input("tokens"), self.split, clip_tokens=config.clip_tokens)
         require_same_tokenizer(ctx.input("tokens").name, videos.shards.spec, spec.tokens)
-        exam = self._exam(ctx, videos)
+        exam, unknown = self._exam(ctx, videos)
+        model = open_language(ctx.input("model")).to(torch.device("cuda" if ctx.resources.gpus else "cpu"))
         with threads(ctx.resources.cpus):
             asked = list(self._asked(ctx, model, videos, exam))
-        answers = Answers(model=ctx.input("model").name, split=self.split, scores=tuple(_scores(asked)), asked=tuple(asked))
+        protocol = self._protocol(model, videos)
+        answers = Answers(
+            model=ctx.input("model").name, split=self.split, protocol=protocol, scores=tuple(_scores(asked)), asked=tuple(asked)
+        )
         ctx.out.write_text(ANSWERS, answers.model_dump_json(indent=1))
         metrics = {f"{score.about}/{name}": value for score in answers.scores for name, value in score.figures.items()}
-        return StageResult(metrics, Counts(input=len(exam), written=len(asked)))
+        return StageResult(metrics, Counts(input=len(exam) + unknown, written=len(asked), filtered=unknown))
 
-    def _exam(self, ctx: StageContext, videos: "TokenVideos") -> Exam:
-        """What is asked, in order of the videos."""
+    def _exam(self, ctx: StageContext, videos: "TokenVideos") -> tuple[Exam, int]:
+        """What is asked, in order of the videos, and how many questions are about videos that the tokens lack."""
         import numpy as np
 
-        from kinetok.pipelines.data.instructions import QUESTIONS, Questions, read_lines
+        from kinetok.pipelines.data.instructions import questions_of
+        from kinetok.pipelines.data.token_videos import held
 
-        lines = {line.video: line.questions for line in read_lines(ctx.input("instructions"), QUESTIONS, Questions)}
+        asker, tokens = ctx.input("instructions"), ctx.input("tokens")
+        lines = questions_of(asker)
+        here = held(list(lines), videos.shards.rows["id"], asker=asker.name, holder=tokens.name)
+        unknown = sum(len(asked) for asked, known in zip(lines.values(), here, strict=True) if not known)
         exam = [(number, question) for number, name in enumerate(videos.names) for question in lines.get(name, ())]
         if not exam:
-            raise DataError(f"{ctx.input('instructions').name} asks nothing about the {self.split} split of {ctx.input('tokens').name}")
+            raise DataError(f"{asker.name} asks nothing about the {self.split} split of {tokens.name}")
         drawn = np.random.default_rng(self.seed).permutation(len(exam))[: self.questions]
-        return [exam[place] for place in sorted(drawn)]
+        return [exam[place] for place in sorted(drawn)], unknown
+
+    def _protocol(self, model: "DivotLM", videos: "TokenVideos") -> AnswerProtocol:
+        """Said by the code that does it."""
+        from kinetok.llm.divot.scoring import CHOICE, MATCHING, PERPLEXITY
+        from kinetok.llm.divot.sequences import template
+
+        return AnswerProtocol(
+            prompt=template(model.vocabulary, media=videos.media),
+            clips=self.clips,
+            **self.decoding.model_dump(),
+            seed=self.seed,
+            control=CONTROL,
+            matching=MATCHING,
+            choice=CHOICE,
+            perplexity=PERPLEXITY,
+        )
 
     def _asked(self, ctx: StageContext, model: "DivotLM", videos: "TokenVideos", exam: Exam) -> Iterator[Asked]:
         """Every question with what was said and chosen, of its own clip and of another."""
         from kinetok.llm.divot.scoring import same_answer
+        from kinetok.pipelines.data.order import sample_seed
 
         size, half = ctx.resources.batch_size, len(videos) // 2 or 1
         for first in range(0, len(exam), size):
             ctx.progress(done=first, total=len(exam), unit="questions")
             part = exam[first : first + size]
+            # By the place in the exam: what is said must not depend on the batch.
+            seeds = [sample_seed(self.seed, place) for place in range(first, first + len(part))]
             own = [videos.clips(video, self.clips, 0.5) for video, _ in part]
             other = [videos.clips((video + half) % len(videos), self.clips, 0.5) for video, _ in part]
             questions = [question for _, question in part]
-            told = [self._answers(model, clips, questions, videos, first) for clips in (own, other)]
-            for place, (video, question) in enumerate(part):
-                (said, chosen), (blindly_said, blindly_chosen) = (answers[place] for answers in told)
+            told = [self._replies(model, clips, questions, videos, seeds) for clips in (own, other)]
+            for (video, question), reply, blind in zip(part, *told, strict=True):
                 yield Asked(
                     video=videos.names[video],
                     question=question.question,
                     about=question.about or "question",
                     answer=question.answer,
                     options=question.options,
-                    said=said,
-                    exact=same_answer(said, question.answer),
-                    chosen=chosen,
-                    blindly_said=blindly_said,
-                    blindly_exact=same_answer(blindly_said, question.answer),
-                    blindly_chosen=blindly_chosen,
+                    said=reply.said,
+                    exact=same_answer(reply.said, question.answer),
+                    chosen=reply.chosen,
+                    blindly_said=blind.said,
+                    blindly_exact=same_answer(blind.said, question.answer),
+                    blindly_chosen=blind.chosen,
+                    ids=reply.ids,
+                    nats=reply.nats,
+                    blindly_nats=blind.nats,
                 )
         ctx.progress(done=len(exam), total=len(exam), unit="questions")
 
-    def _answers(
-        self, model: "DivotLM", clips: "Sequence[Tensor]", questions: "Sequence[Question]", videos: "TokenVideos", first: int
-    ) -> list[tuple[str, str | None]]:
-        """What the model says of each question, and which of its options it chooses; `first` is the place of the first in the exam."""
+    def _replies(
+        self,
+        model: "DivotLM",
+        clips: "Sequence[Tensor]",
+        questions: "Sequence[Question]",
+        videos: "TokenVideos",
+        seeds: Sequence[int],
+    ) -> list[Reply]:
+        """What the model says of each question, which of its options it chooses, and how surprising the true answer is."""
         from kinetok.llm.divot.generation import complete
-        from kinetok.llm.divot.scoring import choose
+        from kinetok.llm.divot.scoring import cost
         from kinetok.llm.divot.sequences import ask
-        from kinetok.pipelines.data.order import sample_seed
 
         prompts = [ask(model.vocabulary, shown, item.question, media=videos.media) for shown, item in zip(clips, questions, strict=True)]
-        seeds = [sample_seed(self.seed, first + place) for place in range(len(prompts))]
-        said = complete(model, prompts, seeds, self.decoding)
-        chosen = [
-            item.options[choose(model, shown, item.question, item.options, limit=1 << 20, media=videos.media)] if item.options else None
-            for shown, item in zip(clips, questions, strict=True)
-        ]
-        return list(zip((text.strip() for text in said), chosen, strict=True))
+        replies = []
+        for said, shown, item in zip(complete(model, prompts, seeds, self.decoding), clips, questions, strict=True):
+            texts = item.options or (item.answer,)
+            costs, true = cost(model, shown, item.question, texts, limit=1 << 20, media=videos.media), texts.index(item.answer)
+            chosen = texts[costs.choice] if item.options else None
+            replies.append(Reply(said.strip(), chosen, float(costs.nats_O[true]), int(costs.ids_O[true])))
+        return replies
 
 
 def _scores(asked: "Sequence[Asked]") -> Iterator[Score]:

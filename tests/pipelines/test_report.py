@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import threading
 from html.parser import HTMLParser
@@ -17,6 +18,7 @@ from kinetok.pipelines.data.clip_index import part_bytes, part_name
 from kinetok.pipelines.report.charts import chart, charts, ticks
 from kinetok.pipelines.report.page import judge
 from kinetok.pipelines.report.tables import (
+    AnswerProtocol,
     Answers,
     Asked,
     Carried,
@@ -122,13 +124,26 @@ def _carried(store: Store) -> Artifact:
 def _answers(store: Store) -> Artifact:
     """One question about colour with a hostile answer, one that has no options."""
     common = {"video": "v", "answer": "red", "said": HOSTILE, "exact": False, "blindly_said": "red", "blindly_exact": True}
+    common |= {"ids": 4, "nats": 4 * math.log(2.5), "blindly_nats": 4 * math.log(12.25)}
     closed = Asked(question="Which colour?", about="colour", options=("red", "blue"), chosen="red", blindly_chosen="blue", **common)  # type: ignore[arg-type]
     free = Asked(question="What?", about="what", options=(), chosen=None, blindly_chosen=None, **common)  # type: ignore[arg-type]
     asked = (closed, free)
     scores = (Score.of("colour", [closed]), Score.of("what", [free]), Score.of("all", asked))
+    protocol = AnswerProtocol(
+        prompt="<s>{question}\n",
+        clips=20,
+        max_tokens=16,
+        temperature=0.7,
+        top_p=0.5,
+        seed=11,
+        control="the next one",
+        matching="word for word",
+        choice="the least",
+        perplexity="exp of it",
+    )
     folder = store.folder("understand", "answers", "a" * 16)
-    folder.write_text("answers.json", Answers(model="tuned", split="val", scores=scores, asked=asked).model_dump_json())
-    return _publish(store, "understand", "answers")
+    folder.write_text("answers.json", Answers(model="tuned", split="val", protocol=protocol, scores=scores, asked=asked).model_dump_json())
+    return _publish(store, "understand", "answers", Counts(input=9, written=2, filtered=7))
 
 
 def _scores(store: Store) -> Artifact:
@@ -208,10 +223,24 @@ def test_what_tokens_carry_stands_with_its_controls_and_with_what_was_not_measur
 def test_answers_and_scores_stand_beside_chance_and_what_was_not_measured(page: str) -> None:
     rows = [re.sub(r"<[^>]+>", "|", row).replace("||", "|") for row in re.findall(r"<tr><td class=\"name\">.*?</tr>", page)]
     text = "\n".join(rows)
-    assert "|colour|1|0 %|100 %|100 %|0 %|50 %|" in text and "|what|1|0 %|100 %|" in text and "|all|2|0 %|100 %|100 %|0 %|50 %|" in text
+    assert "|colour|1|0 %|100 %|100 %|0 %|50 %|2.5|12.25|" in text and "|what|1|0 %|100 %|" in text
+    assert "|all|2|0 %|100 %|100 %|0 %|50 %|2.5|12.25|" in text
     assert "|real clips|4||100 %|75 %|100 %|75 %|not measured|not measured|" in text
     assert "|made|4||25 %|50 %|0 %|0 %|not measured|301.4|" in text
     assert "CLIP none, I3D i3d.pt; clips of 16 frames at 8 fps; as it is; covariance over N." in page
+
+
+def test_how_questions_were_asked_stands_below_their_answers(page: str) -> None:
+    section = page[page.index("<h2>Asked and answered") : page.index("<h2>What generated clips show")]
+    told = re.sub(r"\s+", " ", section)
+    for text in (
+        "Prompt <code>&lt;s&gt;{question}\\n</code>, at most 20 clips of a video, evenly chosen. Answers of at most 16 ids, drawn at",
+        "temperature 0.7 and top-p 0.5; seed 11.",
+        "Said: word for word. Chosen: the least. Perplexity: exp of it. Another clip: the next one.",
+    ):
+        assert text in told, text
+    flow = page[page.index("<h3>answers</h3>") :]
+    assert "filtered <b>7</b>" in flow[: flow.index("</article>")]
 
 
 def test_text_from_strangers_is_escaped(page: str) -> None:

@@ -20,6 +20,7 @@ from kinetok.llm.divot.sequences import (
     describe,
     follow,
     narrate,
+    template,
 )
 from kinetok.llm.divot.vocabulary import Vocabulary
 
@@ -46,6 +47,12 @@ def test_pre_training(vocabulary: Vocabulary, clips: Clips) -> None:
     assert _spelled(vocabulary, made) == f"<s>ab<img><frame>{'w' * 8}</frame></img></s>"
     assert _spelled(vocabulary, made, learned=True) == "</s>"
     assert made.read_CND.shape[0] == 0 and made.written_CND.shape == (1, 8, 6)
+
+
+def test_the_template_is_the_prompt_in_letters(vocabulary: Vocabulary, clips: Clips) -> None:
+    for media in ("video", "image"):
+        asked = _spelled(vocabulary, ask(vocabulary, clips(1), "where to?", media=media))
+        assert template(vocabulary, media=media).replace("{question}", "where to?").replace("{tokens}", "r" * 8) == asked
 
 
 def test_lengths_of_the_reference(vocabulary: Vocabulary) -> None:

@@ -1,6 +1,7 @@
 """From token shards to a language model, to tokens that it writes and answers that it gives: no pixel, no tokenizer."""
 
 import json
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.pipelines.data.token_artifacts import SPEC, TOKENS, WIDTH, caption, make_instructions, make_tokens
+from tests.pipelines.data.token_artifacts import SPEC, TOKENS, WIDTH, caption, clip_tokens, make_instructions, make_tokens
 from tests.pipelines.stages.running import run_stage
 from tests.pipelines.stages.test_train import Alone
 
-from kinetok.infra.artifact import Artifact, Store
+from kinetok.infra.artifact import Artifact, Counts, Store
 from kinetok.infra.errors import ConfigError, ContractError
 from kinetok.infra.fit import SUMMARY, TURN
 from kinetok.infra.job import Job, parse_job
@@ -20,6 +21,9 @@ from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.stage import Resources, StageContext
 from kinetok.infra.storage import Folder
 from kinetok.infra.training import Loop, Work
+from kinetok.llm.divot import scoring
+from kinetok.llm.divot.model import DivotLM
+from kinetok.pipelines import models
 from kinetok.pipelines.catalog import STAGES
 from kinetok.pipelines.data.language_feed import LanguageSpec
 from kinetok.pipelines.data.token_shards import TokenShards
@@ -176,6 +180,65 @@ def test_answers_are_scored_by_kind_beside_chance_and_another_clip(store: Store,
     assert all(item.chosen in item.options for item in answers.asked)
     right = [item.chosen == item.answer for item in answers.asked]
     assert made.record.metrics["all/choice"] == sum(right) / 6
+    assert made.record.counts == Counts(input=6, written=6)
+
+
+@pytest.mark.slow
+def test_figures_of_answers_stand_with_their_protocol(store: Store, folder: Path) -> None:
+    inputs = {"model": store.find("tuned"), "tokens": found(folder, "tokens"), "instructions": found(folder, "instructions")}
+    fields = {"model": "tuned", "tokens": "tokens", "instructions": "instructions", "clips": 3, "seed": 5, "questions": 2}
+    made = run_stage(store, Understand.model_validate(fields | {"decoding": {"temperature": 0.5, "max_tokens": 2}}), "told", inputs)
+    protocol = Answers.model_validate_json(made.folder.read_bytes(ANSWERS)).protocol
+    assert protocol.prompt == "<s>[INST] <vid><frame>{tokens}</frame></vid>{question} [/INST]\n"
+    assert (protocol.clips, protocol.seed, protocol.max_tokens, protocol.temperature, protocol.top_p) == (3, 5, 2, 0.5, 0.5)
+    assert (protocol.matching, protocol.choice, protocol.perplexity) == (scoring.MATCHING, scoring.CHOICE, scoring.PERPLEXITY)
+
+
+@pytest.mark.slow
+def test_perplexity_of_answers_is_that_of_their_ids_beside_another_clip(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By each question's own text and clip; of three videos, the one after stands in. The model is made to tell them apart."""
+
+    def attentive(artifact: Artifact) -> DivotLM:
+        model = open_language(artifact)
+        with torch.no_grad():
+            first: torch.nn.Linear = model.from_tokens[0]
+            first.bias -= 700 * first.weight.sum(1)
+            model.llm.get_output_embeddings().weight.mul_(10)
+        return model
+
+    monkeypatch.setattr(models, "open_language", attentive)
+    inputs = {"model": store.find("tuned"), "tokens": found(folder, "tokens"), "instructions": found(folder, "instructions")}
+    stage = Understand(model="tuned", tokens="tokens", instructions="instructions", decoding={"temperature": 0, "max_tokens": 1})  # type: ignore[arg-type]
+    made = run_stage(store, stage, "surprised", inputs, resources=Resources(batch_size=4))
+    answers = Answers.model_validate_json(made.folder.read_bytes(ANSWERS))
+    model, videos, figures = attentive(store.find("tuned")), [3, 7, 10], made.record.metrics
+    for name, after in (("perplexity", 0), ("blindly_perplexity", 1)):
+        nats = ids = 0.0
+        for item in answers.asked:
+            shown = videos[(videos.index(int(item.video[-4:])) + after) % 3]
+            costs = scoring.cost(model, clip_tokens(shown, 0)[None], item.question, [item.answer], limit=500)
+            nats, ids = nats + float(costs.nats_O), ids + len(item.answer.encode()) + 1
+        assert figures[f"all/{name}"] == pytest.approx(math.exp(nats / ids), rel=1e-4)
+    assert figures["all/perplexity"] != pytest.approx(figures["all/blindly_perplexity"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_questions_about_unknown_videos_are_counted_or_refused(store: Store, folder: Path, tmp_path: Path) -> None:
+    inputs = {
+        "model": store.find("tuned"),
+        "tokens": found(folder, "tokens"),
+        "instructions": make_instructions(tmp_path / "i", [3, 4, 12, 13]),
+    }
+    stage = Understand(model="tuned", tokens="tokens", instructions="instructions", decoding={"temperature": 0, "max_tokens": 1})  # type: ignore[arg-type]
+    assert run_stage(store, stage, "some", inputs).record.counts == Counts(input=6, written=2, filtered=4)
+    inputs["instructions"] = make_instructions(tmp_path / "j", [12, 13])
+    with pytest.raises(
+        ContractError,
+        match="instructions names no video that encode holds: it names 'v/0012', 'v/0013', encode 'v/0000', 'v/0001', 'v/0002'; call",
+    ):
+        run_stage(store, stage, "none", inputs)
 
 
 @pytest.mark.slow
