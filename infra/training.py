@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -58,6 +58,14 @@ class Trainable(Protocol):
 
     def export(self, folder: Path) -> None:
         """Save the finished model with `save_pretrained`; the loop has put the weights to keep (EMA where configured) in place."""
+
+
+@runtime_checkable
+class Concluding(Protocol):
+    """A trainable with validation figures that are no means over samples, such as a perplexity."""
+
+    def conclude(self, means: Mapping[str, float]) -> dict[str, float]:
+        """These figures, from the means of what `evaluate` gives."""
 
 
 class Feed(Protocol):
@@ -227,7 +235,8 @@ class Loop:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """`val/...` figures of the weights to keep: exact means over the validation samples, whatever the number of ranks."""
+        """`val/...` figures of the weights to keep: exact means over the validation samples, whatever the number of ranks, and what follows
+        from them."""
         feed, batch, world = self.work.validation, self.micro_batch, self.session.world
         if feed is None:
             return {}
@@ -242,7 +251,10 @@ class Loop:
         names = sorted(sums)
         vector = torch.stack([sums[name] for name in names]).double()
         distributed.all_reduce(vector)
-        return {f"val/{name}": value for name, value in zip(names, (vector / samples).tolist(), strict=True)}
+        figures = dict(zip(names, (vector / samples).tolist(), strict=True))
+        if isinstance(self.view, Concluding):
+            figures |= self.view.conclude(figures)
+        return {f"val/{name}": value for name, value in figures.items()}
 
     def _build(self) -> Trainable:
         _seed(self.config.seed, 0, 0)

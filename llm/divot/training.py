@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -101,8 +102,8 @@ class DivotLMTrainable:
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Per-sample figures, each (B,).
 
-        `lm_loss` is the mean over a sample's labels. The perplexity per label is exp(mean lm_nats / mean lm_labels). `head_loss` is 0 for
-        samples that write nothing: divide its mean by that of `writing`.
+        `lm_loss` is the mean over a sample's labels; `lm_nats` and `lm_labels` are what `conclude` wants. `head_loss` is 0 for samples that
+        write nothing: divide its mean by that of `writing`.
         """
         losses = self.model(batch)
         nats_B, labels_B, written_B = losses.text_BM.sum(1), losses.labelled_BM.sum(1), losses.written_BN.sum(1)
@@ -113,6 +114,11 @@ class DivotLMTrainable:
             "head_loss": losses.head_BN.sum(1) / written_B.clamp(min=1),
             "writing": (written_B > 0).float(),
         }
+
+    def conclude(self, means: Mapping[str, float]) -> dict[str, float]:
+        """`perplexity` per label, over all labels of all samples alike; infinite where it is past a float."""
+        nats = torch.tensor(means["lm_nats"] / max(means["lm_labels"], 1e-9), dtype=torch.float64)
+        return {"perplexity": nats.exp().item()}
 
     def digest(self, module: nn.Module) -> str:
         """Digest of a module's weights, of a `FrozenPart` those that it stands for."""

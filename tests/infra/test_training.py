@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,13 @@ class Adapted(Toy):
         base = nn.Linear(6, 6, bias=False).requires_grad_(False)
         base.weight.data.copy_(torch.eye(6) * BASE)
         self.players["model"].net.insert(0, base)
+
+
+class Squared(Toy):
+    """Has a figure that is no mean over samples."""
+
+    def conclude(self, means: Mapping[str, float]) -> dict[str, float]:
+        return {"squared": means["error"] ** 2}
 
 
 class Critic(nn.Module):
@@ -315,6 +322,12 @@ def test_equals_a_loop_written_by_hand(tmp_path: Path) -> None:
     net.load_state_dict(average)
     batch = next(Numbers(11).batches(start=0, batch=11, rank=0, world=1))
     assert losses(tmp_path, "val/error")[12] == pytest.approx(toy.evaluate(batch)["error"].mean().item(), rel=1e-4)
+
+
+def test_figures_that_are_no_means_follow_from_them(tmp_path: Path) -> None:
+    alone_run(tmp_path, Squared)
+    errors, squares = losses(tmp_path, "val/error"), losses(tmp_path, "val/squared")
+    assert squares.keys() == errors.keys() != set() and all(squares[step] == errors[step] ** 2 for step in errors)
 
 
 def start_weights(build: Any, player: str) -> dict[str, Tensor]:

@@ -41,6 +41,8 @@ def test_figures_of_samples_add_up_to_those_of_the_batch(clips: Clips) -> None:
     torch.testing.assert_close(samples["lm_nats"].sum() / samples["lm_labels"].sum(), figures["lm_loss"])
     torch.testing.assert_close(samples["head_loss"].mean() / samples["writing"].mean(), figures["head_loss"])
     assert samples["head_loss"][0] == samples["writing"][0] == 0
+    perplexity = trainable.conclude({name: values.mean().item() for name, values in samples.items()})["perplexity"]
+    torch.testing.assert_close(perplexity, figures["lm_loss"].exp().item(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("frozen", ["from_tokens", "to_head"])
