@@ -21,6 +21,7 @@ from torch import Tensor
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ContractError
 from kinetok.llm.divot.vocabulary import Media
+from kinetok.pipelines.data.instructions import Questions, Story
 from kinetok.pipelines.data.positions import Split
 from kinetok.pipelines.data.token_shards import TOKENS, TokenShards
 from kinetok.tokenizers.base import TokenSpec
@@ -121,6 +122,20 @@ def held(names: Sequence[str], ids: pa.ChunkedArray, *, asker: str, holder: str)
             "call videos as they are called there: a file by its path without the ending, one in a tar as tar/key"
         )
     return here
+
+
+def unknown_lines(
+    questions: Sequence[Questions], stories: Sequence[Story], ids: pa.ChunkedArray, *, asker: str, holder: str
+) -> dict[str, float]:
+    """`unknown_questions` and `unknown_stories`: how many are about videos that the clips of these ids are not of.
+
+    ContractError where there are questions, or stories, and none is about these clips.
+    """
+    asked = held([line.video for line in questions], ids, asker=asker, holder=holder)
+    lost = sum(len(line.questions) for line, here in zip(questions, asked, strict=True) if not here)
+    named = [name for story in stories for name in story.clips]
+    told = dict(zip(named, held(named, ids, asker=asker, holder=holder), strict=True))
+    return {"unknown_questions": float(lost), "unknown_stories": float(sum(not all(map(told.get, story.clips)) for story in stories))}
 
 
 def _videos(ids: pa.ChunkedArray) -> pa.ChunkedArray:

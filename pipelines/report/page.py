@@ -257,6 +257,8 @@ def _training(artifact: Artifact) -> Training:
     ]
     if frozen:
         facts.append(("frozen weights", "unchanged" if all(pair["before"] == pair["after"] for pair in frozen.values()) else "CHANGED"))
+    unknown = {name: artifact.record.metrics.get(name) for name in ("unknown_questions", "unknown_stories")}
+    facts += [(name.replace("_", " "), f"{count:g}") for name, count in unknown.items() if count]
     facts += [("note", note) for note in summary.get("notes", ())]
     return Training(artifact.name, tuple(charts(read_metrics(artifact.folder))), tuple(facts))
 

@@ -1,7 +1,8 @@
 """`instructions`: questions about videos with their answers, and stories, for a language model to learn and to be scored on.
 
-They come from a file of the user's, or from the facts of drawn scenes, whose answers are exact. Not covered: the forms of lines
-(`data/instructions.py`).
+They come from a file of the user's, or from the facts of drawn scenes, whose answers are exact. With `data`, a file whose videos are none
+of these clips fails here, as soon as the clips are cut, and not in a stage that learns from it, hours later; lines about other videos are
+counted and stay. Not covered: the forms of lines (`data/instructions.py`).
 """
 
 import hashlib
@@ -24,6 +25,8 @@ class Instructions(Stage):
     """Drawn scenes to ask about."""
     source: str | None = None
     """A `.jsonl` of the user's, by path or s3:// address."""
+    data: Annotated[Ref, Produces("clips")] | None = None
+    """The clips that are asked about, to compare names with."""
 
     def literals(self) -> dict[str, Plain]:
         """Nothing: the same lines elsewhere are the same."""
@@ -39,7 +42,10 @@ class Instructions(Stage):
             yield "scenes: name either scenes or a source, the one that the questions are from"
 
     def run(self, ctx: StageContext) -> StageResult:
+        """Raises DataError for a line that is none, ContractError where no video is one of `data`."""
+        from kinetok.pipelines.data.clip_index import ClipIndex
         from kinetok.pipelines.data.instructions import FACTS, QUESTIONS, STORIES, Story, of_scenes, parse
+        from kinetok.pipelines.data.token_videos import unknown_lines
         from kinetok.pipelines.stages.scenes import Scenes
 
         drawn = ctx.optional("scenes")
@@ -54,8 +60,11 @@ class Instructions(Stage):
         _write(ctx, QUESTIONS, questions)
         _write(ctx, STORIES, stories)
         lines = len(questions) + len(stories)
-        asked = sum(len(line.questions) for line in questions)
-        return StageResult({"questions": float(asked), "stories": float(len(stories))}, Counts(input=lines, written=lines))
+        metrics = {"questions": float(sum(len(line.questions) for line in questions)), "stories": float(len(stories))}
+        if (clips := ctx.optional("data")) is not None:
+            ids = ClipIndex.open(clips).rows["id"]
+            metrics |= unknown_lines(questions, stories, ids, asker=ctx.name, holder=clips.name)
+        return StageResult(metrics, Counts(input=lines, written=lines))
 
 
 def _write(ctx: StageContext, name: str, lines: Sequence[Config]) -> None:

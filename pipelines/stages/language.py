@@ -5,7 +5,7 @@ the model reads and writes. Not covered: the loop (`kinetok.infra.training`), th
 (`data/language_tasks.py`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -18,7 +18,7 @@ from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageConte
 from kinetok.infra.storage import Folder
 from kinetok.llm.divot.model import DivotLMConfig
 from kinetok.llm.divot.training import DivotLMObjective
-from kinetok.pipelines.data.language_tasks import Answering, AnyTask, Captioning, Generation
+from kinetok.pipelines.data.language_tasks import Answering, AnyTask, Captioning, Generation, Storytelling
 
 if TYPE_CHECKING:
     from kinetok.infra.training import Trainable
@@ -85,6 +85,9 @@ class Language(Stage, FitConfig):
             seed=self.seed,
             loaders=ctx.resources.loaders,
         )
+        unknown = unknown_to(self.tasks, tokens, ctx.optional("instructions"))
+        if lost := [f"{count:g} {name.replace('_', ' ')}" for name, count in unknown.items() if count]:
+            ctx.progress(note=f"of videos that the tokens lack: {', '.join(lost)}")
         train = feed(split="train")
         require_fit(config, train.spec, start)
         metrics = fit(
@@ -98,12 +101,38 @@ class Language(Stage, FitConfig):
             stop=ctx.stop,
         )
         write_spec(ctx.out, LanguageSpec(tokens=train.spec, instructed=self.instructed))
-        return StageResult(metrics)
+        return StageResult(metrics | unknown)
 
     @property
     def instructed(self) -> bool:
         """Whether any task asks in the form of an instruction."""
         return any(isinstance(task, Answering) or (isinstance(task, Captioning | Generation) and task.instructed) for task in self.tasks)
+
+
+def unknown_to(tasks: Sequence[AnyTask], tokens: Sequence[Artifact], instructions: Artifact | None) -> dict[str, float]:
+    """How many questions and stories that `tasks` learn from are about videos that their tokens lack (`unknown_lines`).
+
+    ContractError where all are: their file calls the videos otherwise.
+    """
+    import pyarrow as pa
+
+    from kinetok.pipelines.data.instructions import QUESTIONS, STORIES, Questions, Story, read_lines
+    from kinetok.pipelines.data.token_shards import TokenShards
+    from kinetok.pipelines.data.token_videos import unknown_lines
+
+    if instructions is None:
+        return {}
+    found: dict[str, float] = {}
+    for kind, name in ((Answering, "unknown_questions"), (Storytelling, "unknown_stories")):
+        sources = sorted({task.source for task in tasks if isinstance(task, kind)})
+        if not sources:
+            continue
+        ids = pa.chunked_array([chunk for source in sources for chunk in TokenShards.open(tokens[source]).rows["id"].chunks], pa.string())
+        questions = read_lines(instructions, QUESTIONS, Questions) if kind is Answering else []
+        stories = read_lines(instructions, STORIES, Story) if kind is Storytelling else []
+        holder = ", ".join(tokens[source].name for source in sources)
+        found[name] = unknown_lines(questions, stories, ids, asker=instructions.name, holder=holder)[name]
+    return found
 
 
 def write_spec(out: Folder, spec: "LanguageSpec") -> None:

@@ -80,7 +80,7 @@ def _trained(store: Store, kind: str, name: str, player: str) -> Artifact:
     log.flush()
     summary = {"steps": 5, "seconds": 60.0, "samples_per_second": 3.0, "restarts": 1, "frozen": {"lower": {"before": "a", "after": "a"}}}
     trained.write_text("training.json", json.dumps(summary))
-    return _publish(store, kind, name)
+    return _publish(store, kind, name, metrics={"unknown_questions": 3.0, "unknown_stories": 0.0})
 
 
 def _generated(store: Store) -> Artifact:
@@ -198,6 +198,7 @@ def page(tmp_path: Path) -> str:
 def test_the_page_shows_what_was_measured(page: str) -> None:
     for text in ("28.1 dB at 4×8×8", "passed", "clip mean frame", "24.90", "19.3 k", "quarantined", "unchanged", "80% of 2 model actors"):
         assert text in page, text
+    assert "unknown questions <b>3</b>" in page and "unknown stories" not in page
     assert page.count("<video") == 3 and page.count("data:video/mp4;base64,") == 3 and page.count("<svg") == 4
 
 

@@ -11,7 +11,7 @@ from tests.pipelines.data.token_artifacts import SPEC, TOKENS, caption, clip_tok
 
 from kinetok.infra.errors import ContractError, DataError
 from kinetok.llm.divot.vocabulary import Vocabulary
-from kinetok.pipelines.data.instructions import Story
+from kinetok.pipelines.data.instructions import QUESTIONS, Story, questions_of
 from kinetok.pipelines.data.language_feed import LanguageFeed
 from kinetok.pipelines.data.language_tasks import WINDOW_GROUPS, Answering, Captioning, Generation, Storytelling
 
@@ -106,6 +106,16 @@ def test_answers_are_learned_of_the_videos_that_are_asked_about(tmp_path: Path) 
     assert seen == {f"[INST] {q} [/INST]\n{a}" for video in (0, 4) for q, a in (("Which?", str(video)), ("Odd?", "no"))}
     both = feed(tokens, instructions=instructions, tasks=(Answering(),), group=1, split="val")
     assert {text(both, position).count("[INST]") for position in range(9)} == {2} and len(both) == 1
+
+
+def test_several_lines_about_one_video_add_up(tmp_path: Path) -> None:
+    made = make_instructions(tmp_path / "i", [2, 3])
+    first, second = made.folder.read_text(QUESTIONS).splitlines()
+    other = second.replace('"v/0003"', '"v/0002"')
+    made.folder.write_text(QUESTIONS, "\n".join([first, other]))
+    assert {video: [asked.answer for asked in found] for video, found in questions_of(made).items()} == {"v/0002": ["2", "no", "3", "yes"]}
+    both = feed(make_tokens(tmp_path / "t", 4), instructions=made, tasks=(Answering(),), group=1)
+    assert {text(both, position).count("[INST]") for position in range(4)} == {4}
 
 
 def test_stories_are_those_somebody_wrote_or_captions_in_a_row(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ from kinetok.llm.divot import scoring
 from kinetok.llm.divot.model import DivotLM
 from kinetok.pipelines import models
 from kinetok.pipelines.catalog import STAGES
+from kinetok.pipelines.data.instructions import Story
 from kinetok.pipelines.data.language_feed import LanguageSpec
+from kinetok.pipelines.data.language_tasks import Answering, Captioning, Storytelling
 from kinetok.pipelines.data.token_shards import TokenShards
 from kinetok.pipelines.data.verify import problems
 from kinetok.pipelines.estimate import estimates
@@ -95,6 +97,7 @@ def test_a_trained_model_knows_whose_tokens_it_reads(store: Store) -> None:
         assert language_spec(made) == LanguageSpec(tokens=SPEC, instructed=instructed)
         line = read_metrics(made.folder)[-1]
         assert {"train/lm_loss", "train/tokens", "train/tokens_per_second", "val/lm_loss", "val/head_loss"} <= line.keys()
+        assert line["val/perplexity"] == pytest.approx(math.exp(line["val/lm_nats"] / line["val/lm_labels"]))
         assert line["train/tokens_per_second"] == pytest.approx(line["train/tokens"] * line["train/samples_per_second"])
 
 
@@ -117,6 +120,30 @@ def test_a_model_and_tokens_that_do_not_fit_are_refused(store: Store, folder: Pa
     ctx.inputs = {"tokens": (other,), "start": store.find("language"), "instructions": found(folder, "instructions")}
     with pytest.raises(ContractError, match="another tokenizer than the rest: weights"):
         Language.model_validate(TUNED).run(ctx)
+
+
+def test_questions_that_name_no_video_of_the_tokens_end_a_training_before_it_starts(tmp_path: Path) -> None:
+    """Of the sources that are asked about alone; some unknown ones are counted, of both splits together."""
+    one, other = make_tokens(tmp_path / "a", 6, val=(1,)), make_tokens(tmp_path / "b", 9)
+    told = Story(request="Tell me.", clips=("v/0005", "v/0007"), texts=("First.", "Then."))
+    asked = make_instructions(tmp_path / "i", [0, 1, 5, 8], [told])
+    answering, telling = Answering(), Storytelling(source=1)
+    assert language.unknown_to((answering, telling), (one, other), asked) == {"unknown_questions": 2.0, "unknown_stories": 0.0}
+    assert language.unknown_to((answering, Answering(source=1)), (one, other), asked) == {"unknown_questions": 0.0}
+    assert language.unknown_to((Captioning(), Storytelling()), (one, other), asked) == {"unknown_stories": 1.0}
+    assert language.unknown_to((Captioning(),), (one, other), asked) == language.unknown_to((answering,), (one,), None) == {}
+    ctx = StageContext(
+        "x",
+        "0" * 16,
+        {"tokens": (one,), "start": one, "instructions": make_instructions(tmp_path / "j", [7, 8])},
+        Folder(str(tmp_path / "o")),
+        Resources(),
+        lambda **_: None,
+        threading.Event(),
+    )
+    stage = Language.model_validate(LANGUAGE | {"instructions": "instructions", "tasks": [{"kind": "answering"}]})
+    with pytest.raises(ContractError, match="instructions names no video that encode holds: it names 'v/0007', 'v/0008', encode 'v/0000'"):
+        stage.run(ctx)
 
 
 @pytest.mark.ray
