@@ -1,4 +1,4 @@
-# make run    the whole DAG on a small real job, then the path of its report
+# make run    two small real jobs, the ladder of tokenizers and Divot on top of its base; prints the path of each report
 # make test   the whole test suite            make check  format, lint, types
 # make bench  speed against named floors      make setup  only build .venv
 # Every target sets itself up: Python 3.11, a .venv in the checkout, the versions of requirements.lock.
@@ -27,6 +27,7 @@ setup: .venv/ready
 
 run: setup
 	$(PY) -m kinetok.pipelines.cli run jobs/main.yaml
+	$(PY) -m kinetok.pipelines.cli run jobs/divot.yaml
 
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0

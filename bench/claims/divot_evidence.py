@@ -1,16 +1,19 @@
 """From trained models to rows: each function answers for one claim of Divot's table in docs/results.md, from whichever seeds are trained.
 
 A row is left out where no seed has all that it compares. Shares are of clips or answers, in percent; the share right is the mean over what
-a caption tells, and what is told of the ground stands beside it. Not covered: training (`study`).
+a caption tells, and what is told of the ground stands beside it. A share is ahead of another where chance would not put it there
+(`Evidence.margin`). Not covered: training (`study`).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import sqrt
 from typing import Final
 
 import plain
 from rows import Row, mean
-from study import WRITER, Study
+from study import SPLITS, WRITER, Study
 
 AHEAD_DB: Final = 3.0
 HEADS: Final = {"mixture": "gmm", "regression": "mse", "diffusion, eps": "eps", "diffusion, v": "v"}
@@ -49,6 +52,11 @@ class Evidence:
     def mean(self, names: Sequence[str], name: str, *path: str, scale: float = 1.0) -> float:
         """A figure of one unit, over the seeds that have all of them."""
         return mean([scale * figure(study, name, *path) for study in self.seeds(names)])
+
+    def margin(self, names: Sequence[str]) -> float:
+        """Points by which the shares of two equally good models differ in nineteen of twenty comparisons, at most: two standard errors."""
+        judged = SPLITS["val"][0] * len(plain.FACTORS) * len(self.seeds(names))
+        return round(100 * 2 * sqrt(2 * 0.25 / judged), 2)
 
     def judge(self) -> Iterator[Row]:
         """What bounds every share below: how often the judge is right about held-out renders."""
@@ -92,7 +100,9 @@ class Evidence:
             order = [mean_of(value) for value in values.values()]
             values |= {f"grounds, {label}": self.mean(names, name, *path, "ground", scale=100) for label, name in present.items()}
             values |= {f"distance, {label}": self.mean(names, name, apart) for label, name in present.items()}
-            right = order[0] == max(order) if aim.endswith("first") else order == sorted(order, reverse=True)
+            values["certain to"] = margin = self.margin(names)
+            pairs = [(order[0], max(order[1:]))] if aim.endswith("first") else list(pairwise(order))
+            right = all(before > after + margin for before, after in pairs)
             yield self.row(f"{claim}, % of {what} right", names, values, aim, right and complete)
 
     def adapted(self) -> Iterator[Row]:
@@ -104,7 +114,8 @@ class Evidence:
             order = [mean_of(value) for value in values.values()]
             values |= {f"grounds, {label}": self.mean(names, unit, *path, "ground", scale=100) for label, (unit, *path) in shown.items()}
             values |= {f"distance, {label}": self.mean(names, unit, *path, "distance") for label, (unit, *path) in shown.items()}
-            yield self.row("adaptation helps, % of clips right", names, values, "T3 ahead", order[2] > max(order[:2]))
+            values["certain to"] = margin = self.margin(names)
+            yield self.row("adaptation helps, % of clips right", names, values, "T3 ahead", order[2] > max(order[:2]) + margin)
 
     def understood(self) -> Iterator[Row]:
         """One model on the same tokens: answers, against one that sees clips of other scenes, and clips it writes."""

@@ -45,12 +45,13 @@ def write(rows: Sequence[Row], page: Path, figures: Path) -> None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
+    """Markdown, with the commands that made it."""
     lines = ["| claim | measured | aim | holds | seeds |", "|---|---|---|---|---|"]
     for row in rows:
         measured = ", ".join(f"{name} {_shown(value)}" for name, value in row.values.items())
         lines.append(f"| {row.claim} | {measured} | {row.aim} | {'yes' if row.holds else 'no'} | {len(row.seeds)} |")
-    return "\n".join(lines)
+    commands = dict.fromkeys(row.command for row in rows)
+    return "\n".join([*lines, "", f"Made by {', '.join(f'`{command}`' for command in commands)}."])
 
 
 def _shown(value: float | list[float]) -> str:

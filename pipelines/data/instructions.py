@@ -109,12 +109,13 @@ def of_scenes(drawn: SceneSet, *, shard_videos: int) -> Iterator[tuple[Questions
         shapes = drawn.scene(number, frames=1).shapes
         video = f"scenes-{number // shard_videos:06d}/{number:06d}"
         facts = Facts(video=video, shapes=tuple(map(fact_of, shapes)))
-        yield Questions(video=video, questions=tuple(_asked(shapes))), facts
+        yield Questions(video=video, questions=tuple(_asked(shapes, drawn.motions))), facts
 
 
-def _asked(shapes: Sequence[Shape]) -> Iterator[Question]:
+def _asked(shapes: Sequence[Shape], motions: Sequence[str]) -> Iterator[Question]:
     """What can be asked without doubt which shape is meant: colours differ, kinds of shape may not."""
     kinds = [shape.shape for shape in shapes]
+    options: dict[Factor, tuple[str, ...]] = {**OPTIONS, "motion": tuple(DIRECTIONS[motion] for motion in motions)}
     if behind := shapes[0].background:
         yield Question(question="What colour is the background?", answer=behind, options=OPTIONS["background"], about="background")
     for shape in shapes:
@@ -124,7 +125,7 @@ def _asked(shapes: Sequence[Shape]) -> Iterator[Question]:
         if kinds.count(shape.shape) == 1:
             texts["colour"] = f"What colour is the {'shape' if len(shapes) == 1 else shape.shape}?"
         for factor, text in texts.items():
-            yield Question(question=text, answer=answers[factor], options=OPTIONS[factor], about=factor)
+            yield Question(question=text, answer=answers[factor], options=options[factor], about=factor)
 
 
 def parse(text: str, where: str) -> tuple[list[Questions], list[Story]]:

@@ -1,4 +1,7 @@
-"""Drawn moving scenes with captions that are true by construction: one to three shapes that move on a moving, or a plain, background.
+"""Drawn moving scenes with captions that are true by construction: one to three shapes that move on a moving background, or `plain` ones.
+
+A plain scene's background has one colour, its shapes are large, never turn and cross the middle in a straight line: what a caption says is
+most of what there is to see, so that small models learn it in minutes.
 
 Everything follows from one integer per scene; shapes are drawn by signed distance, so that edges are antialiased and motion is
 smooth below a pixel. What was drawn is told twice: as a sentence, and as the facts it is made of (`Shape`), for questions and judges.
@@ -44,6 +47,28 @@ SHAPES = ("disc", "square", "bar", "ring", "triangle")
 TURNS = ("square", "bar", "triangle")
 """Shapes that may turn: of the others it would not be seen."""
 MOTIONS = ("moves from left to right", "moves from right to left", "falls", "rises", "circles", "bounces")
+STRAIGHT = MOTIONS[:4]
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How shapes are drawn and move."""
+
+    radius: tuple[float, float]
+    """Least and most."""
+    turning: bool
+    """Whether some turn."""
+    motions: tuple[str, ...]
+    aside: float
+    """How far from the middle, at most, a shape passes that goes straight."""
+    reach: float
+    """How far before the middle that begins, and beyond it that ends, before any of the radius is added."""
+    beyond: float
+    """Part of the radius that is."""
+
+
+LIVELY = Manner((0.2, 0.42), turning=True, motions=MOTIONS, aside=0.6, reach=1.0, beyond=0.3)
+PLAIN = Manner((0.5, 0.65), turning=False, motions=STRAIGHT, aside=0.25, reach=0.4, beyond=0.0)
 
 
 class Canvas:
@@ -85,16 +110,17 @@ class Scene:
 
 
 def draw_scene(seed: int, number: int, *, frames: int, size: int, most: int = 3, plain: bool = False) -> Scene:
-    """Scene `number` of a data set of at most `most` shapes each, on one colour where `plain`; only its length depends on `frames`."""
+    """Scene `number` of a data set of at most `most` shapes each, a plain one where `plain`; only its length depends on `frames`."""
     rng = np.random.default_rng([seed, number])
     canvas = Canvas(frames, size)
     background = _plain if plain else BACKGROUNDS[number % len(BACKGROUNDS)]
+    manner = PLAIN if plain else LIVELY
     colours = [COLOURS[i] for i in rng.permutation(len(COLOURS))]
     video_THWC, place = background(rng, canvas, colours[:2])
     shapes = []
     # No two shapes go the same way: one could hide the other in every frame.
-    for colour, way in zip(colours[2 : 2 + int(rng.integers(1, most + 1))], rng.permutation(len(MOTIONS)), strict=False):
-        cover_THW, shape = _actor(rng, canvas, colour[0], int(way))
+    for colour, way in zip(colours[2 : 2 + int(rng.integers(1, most + 1))], rng.permutation(len(manner.motions)), strict=False):
+        cover_THW, shape = _actor(rng, canvas, colour[0], int(way), manner)
         video_THWC += cover_THW[..., None] * (np.array(colour[1], np.float32) - video_THWC)
         shapes.append(replace(shape, background=colours[0][0]) if plain else shape)
     more = (f" {word} {shape.phrase}" for word, shape in zip(("while", "and", "and"), shapes[1:], strict=False))
@@ -129,7 +155,12 @@ class SceneSet:
     most: int = 3
     """Shapes of one scene."""
     plain: bool = False
-    """Whether each background is of one colour."""
+    """Whether they are plain scenes."""
+
+    @property
+    def motions(self) -> tuple[str, ...]:
+        """Ways to move that there are."""
+        return (PLAIN if self.plain else LIVELY).motions
 
     def scene(self, number: int, frames: int | None = None) -> Scene:
         """One of them; with other `frames`, what is in it stays the same."""
@@ -219,11 +250,11 @@ def _landscape(rng: np.random.Generator, canvas: Canvas, colours: list[Colour]) 
 BACKGROUNDS = (_gradient, _clouds, _stripes, _landscape, _checkerboard)
 
 
-def _actor(rng: np.random.Generator, canvas: Canvas, colour: str, way: int) -> tuple[Floats, Shape]:
-    """Coverage of one moving shape, and what it is; `way` is its place in `MOTIONS`."""
-    radius, shape = rng.uniform(0.2, 0.42), SHAPES[int(rng.integers(len(SHAPES)))]
-    turns = shape in TURNS and bool(rng.integers(2))
-    x_T, y_T = _path(rng, canvas, float(radius), way)
+def _actor(rng: np.random.Generator, canvas: Canvas, colour: str, way: int, manner: Manner) -> tuple[Floats, Shape]:
+    """Coverage of one moving shape, and what it is; `way` is its place in the manner's motions."""
+    radius, shape = rng.uniform(*manner.radius), SHAPES[int(rng.integers(len(SHAPES)))]
+    turns = manner.turning and shape in TURNS and bool(rng.integers(2))
+    x_T, y_T = _path(rng, canvas, float(radius), way, manner)
     angle_T = rng.uniform(0, np.pi) + (rng.choice([-1, 1]) * rng.uniform(1.5, 3.5) * canvas.time_T11 if turns else 0 * canvas.time_T11)
     dx, dy = canvas.x_1W - x_T, canvas.y_H1 - y_T
     if shape in ("disc", "ring"):
@@ -235,7 +266,7 @@ def _actor(rng: np.random.Generator, canvas: Canvas, colour: str, way: int) -> t
         cos, sin = np.cos(angle_T).astype(np.float32), np.sin(angle_T).astype(np.float32)
         distance = _polygon(shape, cos * dx + sin * dy, cos * dy - sin * dx, np.float32(radius))
     cover_THW = np.clip(0.5 - distance / np.float32(canvas.pixel), 0, 1).astype(np.float32)
-    return cover_THW, Shape(colour, shape, MOTIONS[way], turns)
+    return cover_THW, Shape(colour, shape, manner.motions[way], turns)
 
 
 def _a(words: str) -> str:
@@ -250,10 +281,10 @@ def _polygon(shape: str, u: Floats, v: Floats, radius: np.float32) -> Floats:
     return np.maximum(np.abs(u) - long, np.abs(v) - short)
 
 
-def _path(rng: np.random.Generator, canvas: Canvas, radius: float, way: int) -> tuple[Floats, Floats]:
+def _path(rng: np.random.Generator, canvas: Canvas, radius: float, way: int, manner: Manner) -> tuple[Floats, Floats]:
     """Centre over time."""
     time = canvas.time_T11
-    rest, reach = rng.uniform(-0.6, 0.6), 1 + 0.3 * radius
+    rest, reach = rng.uniform(-manner.aside, manner.aside), manner.reach + manner.beyond * radius
     if way < 4:
         moving = ((2 * time - 1) * reach * (1 if way % 2 == 0 else -1)).astype(np.float32)
         resting = np.full_like(time, rest)

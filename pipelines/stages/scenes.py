@@ -35,7 +35,7 @@ class Scenes(Stage):
     most_shapes: Annotated[Count, Field(le=MOST_SHAPES)] = MOST_SHAPES
     """Shapes of one scene, one to so many."""
     plain: bool = False
-    """One colour behind the shapes instead of something that moves: what a scene shows is learned much sooner."""
+    """Large shapes that go straight, on one colour instead of something that moves: what a scene shows is learned much sooner."""
 
     @property
     def drawn(self) -> "SceneSet":
@@ -53,8 +53,8 @@ class Scenes(Stage):
         return {name: value for name, value in super().literals().items() if name not in later or value != later[name]}
 
     def facts(self) -> Mapping[str, Plain]:
-        """What is plain: at first that was grey, for all scenes."""
-        return {"plain": "one colour"} if self.plain else {}
+        """What is plain: at first that was a grey behind all scenes, then shapes of any size that moved in any way."""
+        return {"plain": "one colour, large and straight"} if self.plain else {}
 
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.data.pack import pack

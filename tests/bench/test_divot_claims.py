@@ -91,6 +91,25 @@ def test_rows_rest_on_the_seeds_that_have_all_they_compare(module: type[Modules]
     assert row.values["mixture"] == 50.0 and row.values["diffusion, v"] == 20.0
 
 
+@pytest.mark.parametrize(("ahead", "seeds", "holds"), [(4.0, 1, False), (4.0, 2, True), (6.0, 1, True)])
+def test_a_share_is_ahead_where_chance_would_not_put_it_there(
+    module: type[Modules], tmp_path: Path, ahead: float, seeds: int, holds: bool
+) -> None:
+    study, evidence = module.of("study"), module.of("divot_evidence")
+    figures = {"refined": 0.5, "adapt": 0.5 + ahead / 100, study.WRITER: 0.5}
+    for seed in range(seeds):
+        for name, share in figures.items():
+            folder = tmp_path / f"seed{seed}" / name
+            folder.mkdir(parents=True)
+            shown = {"mean": share, "ground": 0.9, "distance": 1.0}
+            (folder / "figures.json").write_text(json.dumps({**shown, "written": shown, "seconds": 60.0}))
+    studies = [study.Study(study.Material(tmp_path), seed, study.Budget.of(30), deadline=0.0) for seed in range(seeds)]
+    (row,) = evidence.Evidence(studies, "command").adapted()
+    assert row.holds is holds
+    # Two standard errors of a difference of two shares of 192 clips and four factors each.
+    assert row.values["certain to"] == round(200 * (0.5 / (192 * 4 * seeds)) ** 0.5, 2)
+
+
 def test_the_plain_loop_learns_the_same_labels_at_the_same_places(module: type[Modules]) -> None:
     language = module.of("language")
     ids = torch.tensor([[1, 7, 8, 2, 0], [1, 9, 2, 0, 0]])
