@@ -1,16 +1,17 @@
 """`VideoLM`: a Divot-LLM with its tokenizer: videos in, text out; text in, videos out; stories of both. From Python, and for the commands.
 
 ```python
-model = VideoLM.open("tuned", "adapted")           # names of artifacts, folders, or models:/name@alias
+model = VideoLM.open("tuned")           # the name of an artifact, a folder, or models:/name@alias
 model.ask("cat.mp4", "What does the cat do?")
 video = model.generate(["a red disc falls"], seeds=[0])       # (1, 3, T, H, W) in [-1, 1]
 parts = model.tell("A story of two discs", clips=3, seed=0)   # pairs of a text and its video
 ```
 
-A video longer than the windows that are read is seen in equal parts, a window of each. Imports no Ray. Not covered: many prompts
-(`stages/write.py`).
+Which windows of a video are read is said in `kinetok.tokenizers.divot.frames`; one that is shorter than a window is sampled more densely, a
+file of one frame is read as a picture. Imports no Ray. Not covered: many prompts (`stages/write.py`), which tokenizer an artifact's model
+speaks for (`own_tokenizer.py`).
 
-Legend: B videos, C T H W colours, frames, rows, columns, N tokens of a clip, D token width.
+Legend: B videos or windows, C T H W colours, frames, rows, columns, N tokens of a clip, D token width.
 """
 
 import html
@@ -19,32 +20,31 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
-from kinetok.infra.artifact import Artifact, Store
+from kinetok.infra.artifact import Store
 from kinetok.infra.errors import ConfigError, ContractError, StoreError
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.llm.divot.generation import Decoding, complete, make_clips, tell
 from kinetok.llm.divot.model import DivotLM
 from kinetok.llm.divot.sequences import ask, ask_clip
-from kinetok.pipelines.data.decode import decode_clips, probe, read_video
+from kinetok.llm.divot.vocabulary import Media
+from kinetok.pipelines.data.decode import decode_clips, measure
 from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec
 from kinetok.pipelines.data.reasons import BadVideo
 from kinetok.pipelines.data.token_shards import require_spec
 from kinetok.pipelines.models import DEFAULT_STORE, MODEL, REGISTRY, STORE_VARIABLE, load, on_disk
+from kinetok.pipelines.own_tokenizer import own_tokenizer
 from kinetok.pipelines.report.panel import enlarged, mp4, pixels
 from kinetok.pipelines.tokens_shown import Shower
-from kinetok.tokenizers.base import CONFIG_FILE, Tokenizer
+from kinetok.tokenizers.base import CONFIG_FILE, DecodeRecipe, Tokenizer
+from kinetok.tokenizers.divot.ddim import SamplerConfig, timesteps
+from kinetok.tokenizers.divot.frames import window_starts
+from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 
-if TYPE_CHECKING:
-    from kinetok.infra.artifact import InputInfo
-
-MOST_WINDOWS: Final = 20
-"""Windows of a video that are read, as in the paper."""
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>body{{max-width:44rem;margin:3rem auto;padding:0 1rem;font:1.1rem/1.6 Georgia,serif}}
 video{{width:100%;image-rendering:pixelated;border-radius:.5rem}}h1{{font-weight:500;line-height:1.2}}</style>
@@ -61,54 +61,58 @@ class VideoLM:
     tokenizer: Tokenizer
     spec: LanguageSpec
     show: Shower
+    chosen: str | None = None
+    """Name and key of the tokenizer, where the store told it and nobody named it."""
 
     @classmethod
-    def open(cls, model: str, tokenizer: str | None = None, *, store: str | None = None) -> "VideoLM":
+    def open(
+        cls, model: str, tokenizer: str | None = None, *, store: str | None = None, steps: int | None = None, guidance: float | None = None
+    ) -> "VideoLM":
         """The model at `model`: a folder, an artifact of `store` (default: $KINETOK_STORE, else `./work`), or `models:/name@alias`.
 
-        `tokenizer` is what `kinetok.load` takes; None is that which made the tokens the model learned from, where the store tells. Raises
-        StoreError where one of the two is not there, ContractError where they do not belong together.
+        `tokenizer` is what `kinetok.load` takes; None is that which shows what an artifact's model writes, where the store tells. `steps`
+        and `guidance` (1 is none) of sampling videos are the tokenizer's own where they are None. Raises StoreError where one of the two
+        is not there, ContractError where they do not belong together, ConfigError where the tokenizer cannot sample so.
         """
         place = Store(Folder(store or os.environ.get(STORE_VARIABLE, DEFAULT_STORE)))
         made, spec = _open_language(model, place)
-        read = load(tokenizer or _own_tokenizer(model, place), store=place.root.url)
+        own = own_tokenizer(model, place) if tokenizer is None else None
+        read = load(own.folder.url if own is not None else str(tokenizer), store=place.root.url)
         try:
             require_spec(spec.tokens, read.spec())
         except ContractError as error:
             raise ContractError(f"{model} does not speak the tokens of this tokenizer: {error}") from error
         gpu = torch.cuda.is_available()
-        show = Shower(read, spec.tokens, Resources(gpus=1.0 if gpu else 0.0))
-        return cls(made.to(show.device), read, spec, show)
+        show = Shower(read, spec.tokens, Resources(gpus=1.0 if gpu else 0.0), _sampler(read, steps, guidance))
+        return cls(made.to(show.device), read, spec, show, None if own is None else f"{own.name}-{own.key}")
 
     def ask(self, video: str | Path, question: str, *, decoding: Decoding | None = None, seed: int = 0) -> str:
-        """What the model answers to a question about a video file."""
-        prompt = ask(self.model.vocabulary, self.read(video), question, media=self.spec.media)
+        """What the model answers to a question about a video or a picture. BadVideo where the file does not decode."""
+        clips_CND, media = self.read(video)
+        prompt = ask(self.model.vocabulary, clips_CND, question, media=media)
         return complete(self.model, [prompt], [seed], decoding or Decoding())[0].strip()
 
     @torch.no_grad()
-    def read(self, video: str | Path) -> Tensor:
-        """Tokens of a video file's windows, (windows, N, D). BadVideo where it does not decode."""
-        recipe = self.spec.recipe
-        shape = {"height": recipe.height, "width": recipe.width}
-        seconds, window = probe(video).seconds or 0.0, recipe.frames / recipe.fps
-        if seconds < 2 * window:
-            video_BCTHW = read_video(video, fps=recipe.fps, frames=None, **shape)[:, :, : recipe.frames]
-        else:
-            count = min(MOST_WINDOWS, int(seconds / window))
-            starts = [number * seconds / count for number in range(count)]
-            clips = list(decode_clips(video, starts=starts, fps=recipe.fps, frames=recipe.frames, **shape))
-            video_BCTHW = torch.stack([torch.from_numpy(clip) for clip in clips]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        token_BND = self.tokenizer.encode(video_BCTHW.to(self.show.device)).values
-        return torch.unflatten(token_BND.flatten(0, 1), 0, (-1, self.model.config.clip_tokens)).cpu()
+    def read(self, video: str | Path) -> tuple[Tensor, Media]:
+        """Tokens of the windows of a file, (windows, N, D), and what they are of. BadVideo where it does not decode."""
+        picture, window_BCTHW = look(video, self.spec.recipe)
+        token_BND = self.tokenizer.encode(window_BCTHW.to(self.show.device)).values
+        tokens_BND = torch.unflatten(token_BND.flatten(0, 1), 0, (-1, self.model.config.clip_tokens)).cpu()
+        return tokens_BND, "image" if picture else self.spec.media
 
     def generate(self, prompts: Sequence[str], *, seeds: Sequence[int], variance_scale: float | None = None) -> Tensor:
-        """A video for each prompt, (B, 3, T, H, W) in [-1, 1]."""
+        """A video for each prompt, (B, 3, T, H, W) in [-1, 1].
+
+        `variance_scale` is of the variance of the tokens that are drawn, over the predicted one; None takes that of the model's head.
+        """
         asked = [ask_clip(self.model.vocabulary, text, instructed=self.spec.instructed, media=self.spec.media) for text in prompts]
         return self.show(list(make_clips(self.model, asked, seeds, media=self.spec.media, variance_scale=variance_scale)), seeds)
 
-    def tell(self, request: str, *, clips: int, seed: int = 0, decoding: Decoding | None = None) -> list[tuple[str, Tensor]]:
+    def tell(
+        self, request: str, *, clips: int, seed: int = 0, decoding: Decoding | None = None, variance_scale: float | None = None
+    ) -> list[tuple[str, Tensor]]:
         """A story of `clips` texts, each with its video (3, T, H, W)."""
-        parts = tell(self.model, request, clips=clips, seed=seed, decoding=decoding or Decoding())
+        parts = tell(self.model, request, clips=clips, seed=seed, decoding=decoding or Decoding(), variance_scale=variance_scale)
         videos = self.show([part.token_ND for part in parts], [seed + number for number in range(clips)])
         return [(part.text.strip(), video_CTHW) for part, video_CTHW in zip(parts, videos, strict=True)]
 
@@ -127,26 +131,58 @@ def _player(data: bytes) -> str:
     return f'<video src="data:video/mp4;base64,{b64encode(data).decode()}" autoplay muted loop playsinline></video>'
 
 
-def ask_video(model: str, tokenizer: str | None, video: str, question: str, seed: int) -> str:
-    """What `kinetok ask` prints; ConfigError where the file is no video."""
+def look(video: str | Path, recipe: DecodeRecipe) -> tuple[bool, Tensor]:
+    """Whether a file is a picture, which has one frame, and its windows (B, 3, T, H, W) in [-1, 1]; BadVideo where it does not decode.
+
+    The file is decoded twice: what a container declares of its duration may be wrong or missing. A picture is a window of one frame, which
+    the tokenizer repeats.
+    """
+    length = measure(video)
+    frames, rate = (1, recipe.fps) if length.frames == 1 else (recipe.frames, recipe.fps)
+    total = length.at(rate)
+    starts = [start / rate for start in window_starts(total, frames)]
+    if total < frames:
+        rate = frames / length.seconds
+    clips = list(decode_clips(video, starts=starts, fps=rate, frames=frames, height=recipe.height, width=recipe.width))
+    window_BTHWC = torch.stack([torch.from_numpy(clip) for clip in clips])
+    return length.frames == 1, window_BTHWC.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def answer(model: VideoLM, video: str, question: str, decoding: Decoding, seed: int) -> str:
+    """What `kinetok ask` prints; ConfigError where the file is no video and no picture."""
     try:
-        return VideoLM.open(model, tokenizer).ask(video, question, seed=seed)
+        return model.ask(video, question, decoding=decoding, seed=seed)
     except BadVideo as error:
         raise ConfigError(f"{video} {error.message}") from error
 
 
-def generate_video(model: str, tokenizer: str | None, prompt: str, out: Path, seed: int) -> None:
+def generate_video(model: VideoLM, prompt: str, out: Path, seed: int, variance_scale: float | None) -> None:
     """Write what `kinetok generate` makes."""
-    opened = VideoLM.open(model, tokenizer)
-    out.write_bytes(opened.mp4(opened.generate([prompt], seeds=[seed])[0]))
+    out.write_bytes(model.mp4(model.generate([prompt], seeds=[seed], variance_scale=variance_scale)[0]))
 
 
-def tell_story(model: str, tokenizer: str | None, request: str, out: Path, clips: int, seed: int) -> list[str]:
+def tell_story(
+    model: VideoLM, request: str, out: Path, *, clips: int, seed: int, decoding: Decoding, variance_scale: float | None
+) -> list[str]:
     """Write the page that `kinetok tell` makes; the texts."""
-    opened = VideoLM.open(model, tokenizer)
-    parts = opened.tell(request, clips=clips, seed=seed)
-    out.write_text(story_page(opened, request, parts), encoding="utf-8")
+    parts = model.tell(request, clips=clips, seed=seed, decoding=decoding, variance_scale=variance_scale)
+    out.write_text(story_page(model, request, parts), encoding="utf-8")
     return [text for text, _ in parts]
+
+
+def _sampler(tokenizer: Tokenizer, steps: int | None, guidance: float | None) -> SamplerConfig | None:
+    """The tokenizer's own way of sampling with what is given changed, None where nothing is; ConfigError where it cannot be."""
+    given = {name: value for name, value in (("steps", steps), ("guidance", guidance)) if value is not None}
+    if not given:
+        return None
+    if not isinstance(tokenizer, DivotTokenizer):
+        raise ConfigError(f"{', '.join(given)}: a {tokenizer.config.kind!r} model decodes without sampling; leave it out")
+    try:
+        sampler = SamplerConfig.model_validate(tokenizer.config.sampler.model_dump() | given)
+        timesteps(sampler.steps, sampler.spacing)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return sampler
 
 
 def _open_language(where: str, store: Store) -> tuple[DivotLM, LanguageSpec]:
@@ -166,21 +202,3 @@ def _read(folder: Folder, where: str) -> tuple[DivotLM, LanguageSpec]:
         raise StoreError(f"{where} holds no {LANGUAGE_FILE}, so it is no language model of a `language` or `language_model` stage")
     with on_disk(folder) as local:
         return DivotLM.from_pretrained(local), LanguageSpec.model_validate_json(folder.read_bytes(LANGUAGE_FILE))
-
-
-def _own_tokenizer(model: str, store: Store) -> str:
-    """Where the tokenizer is that made the tokens an artifact's model learned from; StoreError where the store does not tell."""
-    try:
-        tokens = _made_of(store.find(model), "tokens", store)
-        return _made_of(tokens, "model", store).folder.url
-    except (StoreError, LookupError) as error:
-        raise StoreError(f"--tokenizer: {model} does not say which tokenizer it speaks for; name it") from error
-
-
-def _made_of(artifact: Artifact, field: str, store: Store) -> Artifact:
-    """The artifact behind a field of another one; LookupError where it is gone."""
-    info: InputInfo = artifact.record.inputs[field][0]
-    found = store.get(info.kind, info.name, info.key)
-    if found is None:
-        raise LookupError(info.name)
-    return found

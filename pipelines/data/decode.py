@@ -1,4 +1,5 @@
-"""Video bytes to pixels at a chosen frame rate and size, with PyAV: `VideoReader`, `decode_clip(s)`, `read_video`, `probe`.
+"""Video bytes to pixels at a chosen frame rate and size, with PyAV: `VideoReader`, `decode_clip(s)`, `read_video`, `probe`,
+`measure`.
 
 Time 0 is when the first frame appears; the frame at time t is the one on screen then: the last whose timestamp is not after t
 (give or take `TOLERANCE`). A timestamp that is missing, or not later than the one before, counts as one frame period later, so
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count, islice
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self
@@ -82,6 +84,19 @@ class VideoInfo:
     codec: str
 
 
+class Length(NamedTuple):
+    """How long a video is, by its frames and not by what it declares."""
+
+    frames: int
+    """Of the source; a picture has one."""
+    seconds: float
+    """Until the last one leaves the screen."""
+
+    def at(self, fps: float) -> int:
+        """How many frames `frames_at` gives at `fps` a second."""
+        return max(0, ceil((self.seconds - TOLERANCE) * fps))
+
+
 class VideoReader:
     """One opened video, to be read once, from its beginning; a context manager. Bad bytes raise BadVideo and nothing else."""
 
@@ -130,6 +145,11 @@ class VideoReader:
                 wanted = next(waiting, None)
             if wanted is None:
                 return
+
+    def length(self) -> Length:
+        """Decodes every frame, and scales none. Raises BadVideo where decoding fails on the way."""
+        ends = [end for _, end in self._spans()]
+        return Length(len(ends), ends[-1])
 
     def _spans(self) -> Iterator[tuple[VideoFrame, float]]:
         """Each frame with the time when it leaves the screen."""
@@ -235,6 +255,12 @@ def probe(data: Source, limits: Limits = LIMITS) -> VideoInfo:
     """Size, rate and declared duration; decodes one frame. Raises BadVideo."""
     with VideoReader(data, limits) as video:
         return video.info
+
+
+def measure(data: Source) -> Length:
+    """How long a video is; decodes all of it. Raises BadVideo."""
+    with VideoReader(data) as video:
+        return video.length()
 
 
 def decode_clips(data: Source, *, starts: Sequence[float], fps: float, frames: int, height: int, width: int) -> Iterator[Pixels]:

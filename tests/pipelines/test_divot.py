@@ -2,26 +2,36 @@
 
 import io
 import re
+import shutil
+import struct
 from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from tests.pipelines.data.token_artifacts import SPEC, TOKENS, WIDTH
 from tests.tokenizers.divot.tiny import tiny_divot
 
-from kinetok.infra.errors import ContractError, StoreError
+from kinetok.infra.artifact import InputInfo, Record, Store, publish
+from kinetok.infra.errors import ConfigError, ContractError, StoreError
+from kinetok.infra.storage import Folder
 from kinetok.llm.divot.generation import Decoding
 from kinetok.llm.divot.language import UntrainedLanguage
 from kinetok.llm.divot.model import DivotLM, DivotLMConfig
 from kinetok.pipelines.cli import main
+from kinetok.pipelines.data.cut import cut_video
+from kinetok.pipelines.data.decode import probe
 from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec
-from kinetok.pipelines.divot import MOST_WINDOWS, VideoLM, story_page
+from kinetok.pipelines.data.recipe import CutRecipe, Filters
+from kinetok.pipelines.divot import VideoLM, look, story_page
+from kinetok.tokenizers.base import DecodeRecipe
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
+from kinetok.tokenizers.divot.frames import CLIPS
 from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 
 SHORT = Decoding(temperature=0, max_tokens=4)
@@ -67,12 +77,70 @@ def test_videos_of_prompts_come_from_the_seed(model: VideoLM) -> None:
 
 
 def test_a_video_is_read_in_windows_of_the_tokenizer(model: VideoLM, video_bytes: Callable[[int, int], bytes], tmp_path: Path) -> None:
-    for windows, read in ((1, 1), (3, 3), (MOST_WINDOWS + 5, MOST_WINDOWS)):
+    for windows, read in ((1, 1), (3, 3), (CLIPS + 5, CLIPS)):
         file = tmp_path / f"{windows}.mp4"
         file.write_bytes(video_bytes(0, windows))
-        assert model.read(file).shape == (read, TOKENS, WIDTH)
+        token_CND, media = model.read(file)
+        assert token_CND.shape == (read, TOKENS, WIDTH) and media == "video"
     said = model.ask(tmp_path / "3.mp4", "What is it?", decoding=SHORT)
     assert isinstance(said, str) and said == model.ask(tmp_path / "3.mp4", "What is it?", decoding=SHORT)
+
+
+def counting(frames: int, **options: str) -> bytes:
+    """A video of 24 frames a second, whose frame number n is as bright as n tells."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska", options=options) as box:
+        stream = box.add_stream("mpeg4", rate=24)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for number in range(frames):
+            box.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), brightness(number), np.uint8), format="rgb24")))
+        box.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def brightness(number: int) -> int:
+    return 20 + number * 7 % 200
+
+
+RECIPE = DecodeRecipe(fps=8, frames=16, height=16, width=16)
+
+
+def grey(window_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Brightness of each frame, (B, T)."""
+    return (window_BCTHW.mean((1, 3, 4)) + 1) * 127.5
+
+
+@pytest.mark.parametrize("frames", [93, 168, 1440])
+def test_the_windows_of_a_video_are_those_of_the_reference_and_of_the_clip_index(frames: int, tmp_path: Path) -> None:
+    """3.9, 7 and 60 seconds at 24 frames a second: which frames are seen is told by their brightness."""
+    file = tmp_path / "v.mkv"
+    file.write_bytes(counting(frames))
+    _, window_BCTHW = look(file, RECIPE)
+    starts = [place * frames // 20 for place in range(20)] if frames >= 960 else list(range(0, frames - 47, 48))
+    expected = torch.tensor([[brightness(start + 3 * place) for place in range(16)] for start in starts])
+    assert grey(window_BCTHW).shape == expected.shape
+    assert (grey(window_BCTHW) - expected).abs().max() < 6
+    if frames < 960:
+        rows = cut_video(file.read_bytes(), "v", CutRecipe(fps=8, frames=16, height=16, width=16, filters=Filters(min_motion=0)))
+        assert [row["start"] for row in rows] == [start / 24 for start in starts]
+
+
+def test_a_short_video_is_sampled_more_densely(tmp_path: Path) -> None:
+    (tmp_path / "v.mkv").write_bytes(counting(24))
+    picture, window_BCTHW = look(tmp_path / "v.mkv", RECIPE)
+    expected = torch.tensor([[brightness(place * 24 // 16) for place in range(16)]])
+    assert not picture and (grey(window_BCTHW) - expected).abs().max() < 6
+
+
+def test_what_is_declared_of_a_duration_does_not_count(tmp_path: Path) -> None:
+    data, name = counting(168), b"\x44\x89\x88"  # Matroska's Duration: its id, and 8 for the bytes that follow
+    at = data.index(name) + len(name)
+    (seconds,) = struct.unpack(">d", data[at : at + 8])
+    (tmp_path / "long.mkv").write_bytes(data[:at] + struct.pack(">d", 10 * seconds) + data[at + 8 :])
+    (tmp_path / "none.mkv").write_bytes(counting(168, live="1"))
+    assert [probe(tmp_path / f"{file}.mkv").seconds for file in ("long", "none")] == [pytest.approx(70, abs=1), None]
+    assert [len(look(tmp_path / f"{file}.mkv", RECIPE)[1]) for file in ("long", "none")] == [3, 3]
 
 
 def test_a_story_is_a_page_that_holds_its_clips(model: VideoLM) -> None:
@@ -96,6 +164,55 @@ def run(*words: Any) -> str:
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def test_the_commands_say_which_tokenizer_they_found(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store of a tokenizer, its tokens, a model that learned from them, what it wrote, and the training on that."""
+    store = Store(Folder(str(tmp_path)))
+    monkeypatch.setenv("KINETOK_STORE", str(tmp_path))
+
+    def made(kind: str, name: str, copied: str | None = None, stage: str | None = None, **inputs: str) -> None:
+        out = store.folder(kind, name, name)
+        if copied is not None:
+            shutil.copytree(folder / copied, out.local / "model")
+        behind = {field: (InputInfo(kind=of, name=other, key=other, digest=""),) for field, (of, other) in pairs(inputs)}
+        config: dict[str, object] = {"objective": {"kind": "divot", "stage": stage}} if stage else {}
+        publish(out, Record(kind=kind, name=name, key=name, version=1, config=config, inputs=behind, digest="", started="2026", seconds=1))
+
+    def pairs(inputs: dict[str, str]) -> list[tuple[str, tuple[str, str]]]:
+        return [(field, (where.split("/")[0], where.split("/")[1])) for field, where in inputs.items()]
+
+    made("train", "joint", "tokenizer", "joint")
+    made("encode", "tokens", model="train/joint")
+    made("language", "tuned", "language", tokens="encode/tokens")
+    words = ("generate", "a red disc", "--model", "tuned", "--steps", 1, "--guidance", 1, "--out", tmp_path / "v.mp4")
+    assert "tokenizer: joint-joint\n" in run(*words)
+    made("write", "written", model="language/tuned")
+    made("train", "adapted", "tokenizer", "adapt", tokens="write/written")
+    assert "tokenizer: adapted-adapted\n" in run(*words)
+    assert "tokenizer:" not in run(*words, "--tokenizer", "joint")
+
+
+def test_options_reach_the_sampler_and_the_decoding(folder: Path, model: VideoLM, tmp_path: Path) -> None:
+    named = ("--model", folder / "language", "--tokenizer", folder / "tokenizer", "--seed", 3)
+    changed = VideoLM.open(str(folder / "language"), str(folder / "tokenizer"), steps=4, guidance=1.5)
+    assert (changed.show.steps, changed.show.guidance) == (4, 1.5) and (model.show.steps, model.show.guidance) == (2, 2.0)
+    run("generate", "a disc", *named, "--steps", 4, "--guidance", 1.5, "--variance-scale", 0.25, "--out", tmp_path / "v.mp4")
+    assert (tmp_path / "v.mp4").read_bytes() == changed.mp4(changed.generate(["a disc"], seeds=[3], variance_scale=0.25)[0])
+    options = ("--temperature", 0, "--max-tokens", 4, "--top-p", 1)
+    run("tell", "A story", *named, *options, "--clips", 1, "--variance-scale", 0.25, "--out", tmp_path / "story.html")
+    parts = model.tell("A story", clips=1, seed=3, decoding=SHORT, variance_scale=0.25)
+    assert (tmp_path / "story.html").read_text() == story_page(model, "A story", parts)
+    (tmp_path / "v.mkv").write_bytes(counting(24))
+    said = run("ask", tmp_path / "v.mkv", "What?", *named, *options).rstrip("\n")
+    assert said == model.ask(tmp_path / "v.mkv", "What?", decoding=SHORT)
+    with pytest.raises(ConfigError, match="the schedule has 1000 steps, 2000 cannot be taken"):
+        VideoLM.open(str(folder / "language"), str(folder / "tokenizer"), steps=2000)
+
+
+def test_options_left_out_are_the_models_own() -> None:
+    shown = {option.name: option.default for option in main.commands["ask"].params}
+    assert Decoding.model_validate({name: shown[name] for name in Decoding.model_fields}) == Decoding()
 
 
 def test_commands(folder: Path, video_bytes: Callable[[int, int], bytes], tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from kinetok.tokenizers.divot.vit import FrozenViT
 
 DIVOT = "divot"
 JOINT: Final = "joint"
+REFINE: Final = "refine"
 ADAPT: Final = "adapt"
 PUBLISHED_DROP = 0.05
 EVALUATION_STEPS = (100, 300, 500, 700, 900)

@@ -1,9 +1,8 @@
 """Which frames are looked at."""
 
 import pytest
-import torch
 
-from kinetok.tokenizers.divot.frames import comprehension_windows, dense_indices, sparse_indices
+from kinetok.tokenizers.divot.frames import sparse_indices, window_starts
 
 
 @pytest.mark.parametrize(
@@ -13,35 +12,18 @@ def test_the_tokenizer_sees_equal_steps_and_the_last_frame(frames: int, seen: li
     assert sparse_indices(frames) == seen
 
 
-@pytest.mark.parametrize("fps", [8, 24, 25, 29.97, 30, 60])
-def test_a_window_is_two_seconds_at_eight_frames_a_second(fps: float) -> None:
-    indices = dense_indices(1000, fps, start=100)
-    assert indices == [int(100 + place * fps / 8) for place in range(16)]
+@pytest.mark.parametrize("source", [8, 24])
+@pytest.mark.parametrize(("seconds", "windows"), [(1, 1), (3.875, 1), (7, 3), (38, 19), (39.875, 19), (40, 20), (60, 20), (1000, 20)])
+def test_windows_begin_where_the_reference_has_them(seconds: float, windows: int, source: int) -> None:
+    """The reference counts frames of the source: a long video in equal segments, else one window after the other (arXiv 2412.04432)."""
+    total, window = int(seconds * source), 16 * source / 8
+    segment = total / 20 if total >= 20 * window else window
+    starts = window_starts(int(seconds * 8))
+    assert len(starts) == windows == min(20, max(1, int(total // window)))
+    assert [start * source / 8 for start in starts] == pytest.approx([place * segment for place in range(windows)])
 
 
-def test_a_short_video_is_sampled_more_densely() -> None:
-    assert dense_indices(32, 24) == list(range(0, 32, 2))
-    assert dense_indices(8, 24) == [place // 2 for place in range(16)]
-    assert dense_indices(100, 24, start=84) == list(range(84, 100))
-    with pytest.raises(ValueError, match="not one of the 8 frames"):
-        dense_indices(8, 24, start=8)
-
-
-def test_a_long_video_gives_a_window_of_every_segment() -> None:
-    windows = comprehension_windows(2000, 24)
-    assert [window[0] for window in windows.indices] == list(range(0, 2000, 100)) and all(windows.mask)
-    assert windows.indices[0] == tuple(range(0, 48, 3))
-    drawn = comprehension_windows(2000, 24, generator=torch.Generator().manual_seed(0))
-    assert drawn.indices != windows.indices
-    for place, window in enumerate(drawn.indices):
-        assert 100 * place <= window[0] and window[-1] < 100 * (place + 1)
-
-
-def test_a_short_video_gives_fewer_windows_unless_all_are_asked_for() -> None:
-    windows = comprehension_windows(150, 24)
-    assert [window[0] for window in windows.indices] == [0, 48, 96]
-    assert windows.mask == (True,) * 3 + (False,) * 17
-    assert len(comprehension_windows(20, 24).indices) == 1
-    exact = comprehension_windows(150, 24, clips=5, exact=True)
-    assert [window[0] for window in exact.indices] == [0, 30, 60, 90, 120] and exact.mask == (True,) * 5
-    assert exact.indices[-1][-1] < 150
+def test_windows_end_with_the_video() -> None:
+    for total in range(5, 200):
+        starts = window_starts(total, 5, most=20)
+        assert starts == sorted(starts) and int(starts[-1]) + 5 <= total
