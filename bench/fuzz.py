@@ -162,11 +162,12 @@ def _targets(folder: Path) -> dict[str, Callable[[bytes], str]]:
     from kinetok.pipelines.data.decode import decode_clips, probe
     from kinetok.pipelines.data.reasons import BadVideo
     from kinetok.pipelines.data.recipe import CutRecipe, Filters
-    from kinetok.pipelines.data.sources import Shard, SourcePlan, version_of
+    from kinetok.pipelines.data.sources import PICTURE_EXTENSIONS, Shard, SourcePlan, version_of
     from kinetok.pipelines.data.tars import DamagedShard, read_samples
 
     wide = Filters(min_side=1, max_aspect=1000, min_motion=0, min_luma=0, min_contrast=0)
     recipe = CutRecipe(fps=8, frames=5, height=32, width=32, filters=wide)
+    stills = recipe.model_copy(update={"frames": 1})
 
     def tar(data: bytes) -> str:
         try:
@@ -179,7 +180,9 @@ def _targets(folder: Path) -> dict[str, Callable[[bytes], str]]:
         path = folder / "input.tar"
         path.write_bytes(data)
         size, version = version_of(str(path))
-        rows = list(shard_rows(Shard(0, "fuzz", str(path), "tar", size, version), SourcePlan(Folder(str(folder))), recipe))
+        # Windows of one frame take pictures too; those of several, whatever else there is.
+        chosen = stills if any(f".{extension}\0".encode() in data for extension in PICTURE_EXTENSIONS) else recipe
+        rows = list(shard_rows(Shard(0, "fuzz", str(path), "tar", size, version), SourcePlan(Folder(str(folder))), chosen))
         part_bytes(rows)
         return f"rows {' '.join(sorted({str(row['decision']) for row in rows}))}"
 
@@ -218,11 +221,14 @@ class Corpus:
         paths = sorted([*(PIPELINES / "data" / "embedded" / "clips").glob("*.mp4"), *(odd.iterdir() if odd else ())])
         videos = [path.read_bytes() for path in paths if path.is_file() and path.stat().st_size <= CORPUS_BYTES]
         corpus = cls(random.Random(seed))
-        small = sorted(videos, key=len)[:24]
+        small, stills = sorted(videos, key=len)[:24], pictures(paths[0])
         corpus.inputs = {
             "tar": [pack([(f"{i}.mp4", small[i][:2000]), (f"{i}.json", b'{"caption": "a"}'), (f"{i}.txt", b"b")]) for i in range(8)],
-            "sample": [pack([(f"{i}.mp4", data), (f"{i}.json", TEXTS[i % len(TEXTS)])]) for i, data in enumerate(small)],
-            "video": videos,
+            "sample": [
+                *(pack([(f"{i}.mp4", data), (f"{i}.json", TEXTS[i % len(TEXTS)])]) for i, data in enumerate(small)),
+                *(pack([(f"{name}.{name}", data), (f"{name}.json", TEXTS[0])]) for name, data in stills.items()),
+            ],
+            "video": [*videos, *stills.values()],
             "job": [*(path.read_bytes() for path in sorted((PIPELINES / "jobs").glob("*.yaml"))), *BOMBS],
         }
         return corpus
@@ -257,6 +263,21 @@ class Corpus:
                 case 4:
                     members[place : place + 1] = [(name, draw.choice(TEXTS))]
         return pack(members[:30])
+
+
+def pictures(video: Path) -> dict[str, bytes]:
+    """The first frame of a video as a picture of each format, by extension."""
+    import av
+
+    with av.open(str(video)) as box:
+        shown = next(box.decode(video=0))
+    made = {}
+    for extension, (codec, pixels) in {"jpg": ("mjpeg", "yuvj420p"), "png": ("png", "rgb24"), "webp": ("libwebp", "yuv420p")}.items():
+        context = av.VideoCodecContext.create(codec, "w")
+        context.height, context.width = shown.height, shown.width
+        context.pix_fmt, context.time_base = pixels, shown.time_base
+        made[extension] = b"".join(bytes(packet) for packet in (*context.encode(shown.reformat(format=pixels)), *context.encode(None)))
+    return made
 
 
 def pack(members: list[tuple[str, bytes]]) -> bytes:

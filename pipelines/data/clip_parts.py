@@ -24,7 +24,17 @@ from kinetok.pipelines.data.guard import Guard, unguarded
 from kinetok.pipelines.data.quarantine import summary
 from kinetok.pipelines.data.reasons import BadVideo, Reason
 from kinetok.pipelines.data.recipe import CutRecipe, IndexRecipe
-from kinetok.pipelines.data.sources import SPLITS, VIDEO_EXTENSIONS, Shard, SourcePlan, check_unchanged, open_url, read_range, version_of
+from kinetok.pipelines.data.sources import (
+    PICTURE_EXTENSIONS,
+    SPLITS,
+    VIDEO_EXTENSIONS,
+    Shard,
+    SourcePlan,
+    check_unchanged,
+    open_url,
+    read_range,
+    version_of,
+)
 from kinetok.pipelines.data.strangers import caption, label
 from kinetok.pipelines.data.tars import DamagedShard, Member, Sample, read_samples
 
@@ -155,7 +165,7 @@ def shard_rows(shard: Shard, plan: SourcePlan, recipe: CutRecipe, guarded: Guard
     try:
         with open_url(shard.url) as file:
             for sample in read_samples(file, shard.url):
-                for candidate in _candidates(sample, shard):
+                for candidate in _candidates(sample, shard, pictures=recipe.frames == 1):
                     yield from candidate_rows(_once(candidate, seen), shard.shard, recipe, guarded)
     except DamagedShard as error:
         label = f"{shard.name}@{error.offset}"
@@ -208,10 +218,12 @@ def _once(candidate: Candidate, seen: set[str]) -> Candidate:
     return replace(candidate, video=label, data=b"", problem=(Reason.DUPLICATE, f"the shard holds {candidate.video} before"))
 
 
-def _candidates(sample: Sample, shard: Shard) -> Iterator[Candidate]:
-    """The videos of one sample of a tar; a sample without any gives one candidate that says so."""
+def _candidates(sample: Sample, shard: Shard, *, pictures: bool) -> Iterator[Candidate]:
+    """The videos of one sample of a tar, or where it has none, the `pictures`; a sample without any gives one candidate that says so."""
     facts = _facts(sample)
-    videos = [m for m in sample.members if m.problem is not None or m.extension.rpartition(".")[2] in VIDEO_EXTENSIONS]
+    formats = {m.extension.rpartition(".")[2] for m in sample.members}
+    known = PICTURE_EXTENSIONS if pictures and not formats & VIDEO_EXTENSIONS else VIDEO_EXTENSIONS
+    videos = [m for m in sample.members if m.problem is not None or m.extension.rpartition(".")[2] in known]
     for member in videos or sample.members[:1]:
         # Several videos of one key (a.left.mp4, a.right.mp4) are told apart by what stands between key and format.
         view = member.extension.rpartition(".")[0]

@@ -64,7 +64,7 @@ def cut_video(data: bytes, video: str, recipe: CutRecipe) -> list[Row]:
     for begin in _starts(len(scores.mean), recipe):
         start, end = begin / recipe.fps, (begin + recipe.frames) / recipe.fps
         found = scores.of(begin, begin + recipe.frames)
-        verdict = recipe.filters.of_window(**found)
+        verdict = recipe.filters.of_window(**found, still=recipe.frames == 1)
         row: Row = {**shape, "id": f"{video}/{round(start * 1000)}", "start": start, "end": end, **found}
         rows.append({**row, **(_filtered(verdict) if verdict else {"decision": "kept"})})
     return rows

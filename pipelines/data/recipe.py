@@ -28,7 +28,7 @@ class Filters(Config):
     max_aspect: Annotated[float, Field(ge=1)] = 4.0
     """Longer over shorter side of the source."""
     min_motion: Grey = 0.1
-    """Mean change between sampled frames, in grey levels of 255: below it a window is static."""
+    """Mean change between sampled frames, in grey levels of 255: below it a window is static. Windows of one frame are let pass."""
     min_luma: Grey = 3.0
     """Mean brightness: below it a window is dark."""
     min_contrast: Grey = 2.0
@@ -44,12 +44,13 @@ class Filters(Config):
             return Reason.DURATION, f"{info.seconds:.1f} s, at most {self.max_seconds:g} s are wanted"
         return None
 
-    def of_window(self, motion: float, luma_mean: float, luma_std: float) -> tuple[Reason, str] | None:
+    def of_window(self, motion: float, luma_mean: float, luma_std: float, *, still: bool) -> tuple[Reason, str] | None:
+        """Why a window is not wanted; in a `still` one, which has one frame, nothing can move."""
         if luma_mean < self.min_luma:
             return Reason.DARK, f"mean brightness {luma_mean:.2f}, at least {self.min_luma:g} is wanted"
         if luma_std < self.min_contrast:
             return Reason.FLAT, f"contrast {luma_std:.2f}, at least {self.min_contrast:g} is wanted"
-        if motion < self.min_motion:
+        if motion < self.min_motion and not still:
             return Reason.STATIC, f"motion {motion:.3f}, at least {self.min_motion:g} is wanted"
         return None
 

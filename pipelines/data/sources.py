@@ -54,6 +54,8 @@ VIDEO_EXTENSIONS = frozenset(
         *("obu", "264", "h264", "265", "h265", "hevc"),
     }
 )
+PICTURE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp"))
+"""Videos of one frame. They count where there is no video: beside one, a picture is its preview."""
 FOLDER_SHARD = 64
 """Files of a folder that are cut, committed and resumed together."""
 SPLITS = ("train", "val")
@@ -260,7 +262,7 @@ def _split(url: str) -> tuple[str, str]:
 
 def _stem(name: str) -> str:
     head, dot, extension = name.rpartition(".")
-    return head if dot and extension.lower() in VIDEO_EXTENSIONS else name
+    return head if dot and extension.lower() in VIDEO_EXTENSIONS | PICTURE_EXTENSIONS else name
 
 
 def _files_in(url: str) -> list[Found]:
@@ -272,15 +274,20 @@ def _files_in(url: str) -> list[Found]:
 
 
 def _listing_of_folder(folder: Folder) -> Listing:
-    """All videos below a folder, or the tars in it; raises DataError where it holds neither, or both."""
+    """All videos below a folder, or the tars in it, or its pictures; raises DataError where it holds none, or videos and tars."""
     found = folder.found()
-    videos = [file for file in found if file.name.rpartition(".")[2].lower() in VIDEO_EXTENSIONS]
+    videos, pictures = (
+        [file for file in found if file.name.rpartition(".")[2].lower() in known] for known in (VIDEO_EXTENSIONS, PICTURE_EXTENSIONS)
+    )
     tars = [file for file in found if file.name.endswith(".tar")]
+    if not videos and not tars:
+        videos = pictures
     odd = [label(file.name) for file in (*videos, *tars) if label(file.name) != file.name]
     if odd:
         raise DataError(f"{folder} holds a file whose name no index can hold: {odd[0]}; give it a name of plain UTF-8 text")
     if not videos and not tars:
-        raise DataError(f"{folder} holds no videos and no tars (known videos: {' '.join(sorted(VIDEO_EXTENSIONS))})")
+        known = " ".join((*sorted(VIDEO_EXTENSIONS), *sorted(PICTURE_EXTENSIONS)))
+        raise DataError(f"{folder} holds no videos, no pictures and no tars (known are {known})")
     if videos and tars:
         raise DataError(f"{folder} holds both videos and tars; name the tars by a pattern ({folder}/*.tar) or move the videos apart")
     return Listing("tar", folder.url, tuple(tars)) if tars else Listing("folder", folder.url, tuple(videos))

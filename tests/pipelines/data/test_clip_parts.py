@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.pipelines.data.videos import encode, moving
+from tests.pipelines.data.videos import encode, moving, picture
 
 from kinetok.infra.artifact import MANIFEST
 from kinetok.infra.storage import Folder
@@ -16,10 +16,11 @@ from kinetok.pipelines.data.sources import SourcePlan, list_source, write_plan
 from kinetok.pipelines.data.tars import TarWriter
 
 RECIPE = CutRecipe(fps=8, frames=5, height=16, width=16)
-VIDEO = encode(moving(6), rate=8)
+STILL = RECIPE.model_copy(update={"frames": 1})
+VIDEO, PICTURE = encode(moving(6), rate=8), picture(moving(1)[0])
 
 
-def _rows(tmp_path: Path, members: dict[str, bytes]) -> list[dict[str, object]]:
+def _rows(tmp_path: Path, members: dict[str, bytes], recipe: CutRecipe = RECIPE) -> list[dict[str, object]]:
     file = io.BytesIO()
     writer = TarWriter(file)
     for name, data in members.items():
@@ -30,7 +31,7 @@ def _rows(tmp_path: Path, members: dict[str, bytes]) -> list[dict[str, object]]:
     write_plan(plan.folder, list_source(f"{tmp_path}/s.tar"))
     out = Folder(str(tmp_path / "out"))
     (shard,) = plan.shards()
-    part = cut_shard(shard, plan, RECIPE, out)
+    part = cut_shard(shard, plan, recipe, out)
     assert finished_parts(out) == {0: part}
     rows: list[dict[str, object]] = read_parts(out).to_pylist()
     return rows
@@ -63,6 +64,33 @@ def test_facts_beside_a_video(tmp_path: Path, members: dict[str, bytes], caption
 def test_several_videos_of_one_key(tmp_path: Path) -> None:
     rows = _rows(tmp_path, {"v.left.mp4": VIDEO, "v.right.mp4": VIDEO, "v.txt": b"both"})
     assert [(row["id"], row["caption"], row["group"]) for row in rows] == [("s/v.left/0", "both", "v"), ("s/v.right/0", "both", "v")]
+
+
+def test_pictures_are_samples_of_one_frame_where_there_is_no_video(tmp_path: Path) -> None:
+    rows = _rows(tmp_path, {"a.jpg": PICTURE, "a.txt": b"a cat", "b.png": picture(moving(1, seed=1)[0], "png")}, STILL)
+    assert [(row["id"], row["caption"], row["decision"]) for row in rows] == [("s/a/0", "a cat", "kept"), ("s/b/0", "", "kept")]
+    assert (rows[0]["start"], rows[0]["end"], rows[0]["width"], rows[0]["height"]) == (0, 1 / 8, 64, 48)
+
+
+def test_a_picture_beside_a_video_is_none(tmp_path: Path) -> None:
+    """Previews were never samples: what jobs make of tars that hold some stays as it was."""
+    beside = _rows(tmp_path, {"a.mp4": VIDEO, "a.jpg": PICTURE}, STILL.model_copy(update={"max_clips_per_video": 1}))
+    assert [(row["member"], row["decision"]) for row in beside] == [("a.mp4", "kept")]
+
+
+def test_a_picture_is_no_sample_of_a_window_of_several_frames(tmp_path: Path) -> None:
+    (row,) = _rows(tmp_path, {"a.jpg": PICTURE, "a.txt": b"a cat"})
+    assert (row["decision"], row["reason"]) == ("filtered", "no_video")
+
+
+def test_nothing_need_move_in_a_window_of_one_frame(tmp_path: Path) -> None:
+    still = _rows(tmp_path, {"a.mp4": encode([moving(1)[0]] * 6, rate=8)}, STILL)
+    assert [row["decision"] for row in still] == ["kept"] * 6 and {row["motion"] for row in still} == {0.0}
+
+
+def test_the_other_filters_judge_pictures(tmp_path: Path) -> None:
+    (row,) = _rows(tmp_path, {"a.jpg": picture(moving(1)[0] // 200)}, STILL)
+    assert (row["decision"], row["reason"]) == ("filtered", "dark")
 
 
 def test_split_is_a_stable_share_of_groups() -> None:

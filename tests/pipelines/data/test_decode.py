@@ -14,9 +14,9 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.pipelines.data.videos import encode, moving, number_of, numbered
+from tests.pipelines.data.videos import PICTURES, encode, moving, number_of, numbered, picture
 
-from kinetok.pipelines.data.decode import TOLERANCE, Limits, Pixels, VideoReader, decode_clip, decode_clips, probe, read_video
+from kinetok.pipelines.data.decode import TOLERANCE, Limits, Pixels, VideoReader, decode_clip, decode_clips, measure, probe, read_video
 from kinetok.pipelines.data.reasons import BadVideo, Reason
 
 EMBEDDED = Path(__file__).parents[3] / "pipelines" / "data" / "embedded" / "clips"
@@ -51,6 +51,30 @@ def test_variable_rate(container: str) -> None:
     expected = _on_screen(times, times[-1], 8)
     assert shown[: len(expected)] == expected
     assert set(shown[len(expected) :]) <= {59}
+
+
+@pytest.mark.parametrize("fps", [1, 7.5, 8, 30, 240])
+@pytest.mark.parametrize("frames", [1, 31, 40])
+def test_a_length_says_how_many_frames_there_are(frames: int, fps: float) -> None:
+    data = encode([numbered(i) for i in range(frames)], rate=Fraction(30000, 1001))
+    length = measure(data)
+    assert length.frames == frames and length.seconds == pytest.approx(frames * 1001 / 30000, abs=1e-3)
+    assert length.at(fps) == len(_numbers(data, fps))
+
+
+@pytest.mark.parametrize("extension", PICTURES)
+def test_a_picture_is_a_video_of_one_frame(extension: str) -> None:
+    data = picture(numbered(0x35), extension)
+    assert measure(data).frames == 1 and _numbers(data, 8) == [0x35]
+    assert (probe(data).width, probe(data).height) == (64, 48)
+    for broken in (data[:20], data[: len(data) // 3]):
+        with pytest.raises(BadVideo):
+            decode_clip(broken, start=0, fps=8, frames=1, height=48, width=64)
+    with pytest.raises(BadVideo) as found:
+        decode_clip(data, start=0, fps=8, frames=2, height=48, width=64)
+    assert found.value.reason is Reason.ENDS_EARLY
+    with pytest.raises(BadVideo), VideoReader(data, Limits(pixels=48 * 63)):
+        pass
 
 
 def test_times_count_from_the_first_frame() -> None:

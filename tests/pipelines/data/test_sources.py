@@ -59,7 +59,7 @@ def test_ranges_over_folders_keep_names_apart(tmp_path: Path) -> None:
         ("{root}/nothing/*.tar", "nothing does not exist"),
         ("{root}/*.mp4.tar", "no tar matches"),
         ("{root}/a-{{9..1}}.tar", "range {{9..1}} is empty"),
-        ("{root}/empty", "holds no videos and no tars"),
+        ("{root}/empty", "holds no videos, no pictures and no tars"),
         ("{root}/mixed", "holds both videos and tars"),
         ("{root}/absent", "holds no videos"),
     ],
@@ -68,6 +68,17 @@ def test_errors_name_what_is_missing(tmp_path: Path, source: str, message: str) 
     _touch(tmp_path, "a-000.tar", "a-001.tar", "empty/note.txt", "mixed/a.mp4", "mixed/b.tar")
     with pytest.raises(DataError, match=message.replace("{{", r"\{").replace("}}", r"\}")):
         list_source(source.format(root=tmp_path))
+
+
+def test_pictures_count_where_there_are_no_videos(tmp_path: Path) -> None:
+    _touch(tmp_path, "pictures/a.jpg", "pictures/b/c.PNG", "pictures/d.webp", "pictures/e.jpeg", "pictures/note.txt")
+    _touch(tmp_path, "videos/a.mp4", "videos/a.jpg", "tars/a.tar", "tars/a.jpg")
+    assert _names(f"{tmp_path}/pictures") == ["a.jpg", "b/c.PNG", "d.webp", "e.jpeg"]
+    assert (_names(f"{tmp_path}/videos"), _names(f"{tmp_path}/tars")) == (["a.mp4"], ["a.tar"])
+    (tmp_path / "rows.csv").write_text("videoid,page_dir,name\nc,b,a cat\nd,,a dog\n")
+    found = folder_videos(list_source(f"{tmp_path}/pictures"), read_csv(f"{tmp_path}/rows.csv"))
+    assert [(video.member, video.caption) for video in found] == [("b/c.PNG", "a cat"), ("d.webp", "a dog")]
+    assert [video.video for video in folder_videos(list_source(f"{tmp_path}/pictures"), None)] == ["a", "b/c", "d", "e"]
 
 
 def test_digest_sees_names_sizes_and_times(tmp_path: Path) -> None:

@@ -62,6 +62,21 @@ def encode(
     return file.getvalue()
 
 
+PICTURES = {"jpg": ("mjpeg", "yuvj420p"), "png": ("png", "rgb24"), "webp": ("libwebp", "yuv420p")}
+"""Codec and pixels of picture files by their extension."""
+
+
+def picture(pixels: NDArray[np.uint8], extension: str = "jpg") -> bytes:
+    """`pixels` as a file."""
+    codec, pix_fmt = PICTURES[extension]
+    context = av.VideoCodecContext.create(codec, "w")
+    context.height, context.width = pixels.shape[:2]
+    context.pix_fmt, context.time_base = pix_fmt, Fraction(1, 25)
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
+    frame.pts = 0
+    return b"".join(bytes(packet) for packet in (*context.encode(frame), *context.encode(None)))
+
+
 def moving(frames: int = 24, height: int = 48, width: int = 64, seed: int = 0) -> list[NDArray[np.uint8]]:
     """Smooth noise sliding sideways: passes every filter."""
     noise = np.random.default_rng(seed).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
