@@ -15,6 +15,7 @@ import click
 
 from kinetok.infra.errors import KinetokError, StoreError
 from kinetok.infra.secrets import redact
+from kinetok.pipelines.divot_cli import DIVOT
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
     from kinetok.infra.job_run import JobRun
     from kinetok.infra.submit import Jobs
     from kinetok.llm.presets import SizeName
-    from kinetok.pipelines.divot import VideoLM
 
 JOBS = Path(__file__).parent / "jobs"
-VIT = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 _job = click.argument("job")
 _set = click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value of the job file: base.steps=10.")
@@ -35,19 +34,6 @@ _store = click.option("--store", envvar="KINETOK_STORE", default="work", show_de
 _job_store = click.option("--store", help="Another store than the job file's.")
 _json = click.option("--json", "as_json", is_flag=True, help="Machine-readable, on standard output.")
 _artifact = click.argument("artifact")
-_file = click.Path(path_type=Path, exists=True, dir_okay=False)
-_folder = click.Path(path_type=Path, exists=True, file_okay=False)
-_language = click.option("--model", required=True, help="A language model: a folder, an artifact of $KINETOK_STORE, or models:/name@alias.")
-_tokenizer = click.option("--tokenizer", help="Its tokenizer; without it, the one in the store that knows most of an artifact's model.")
-_seed = click.option("--seed", default=0, show_default=True)
-_temperature = click.option("--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True, help="0: the likeliest word.")
-_top_p = click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True, help="Share of words to draw from."
-)
-_max_tokens = click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of one text.")
-_steps = click.option("--steps", type=click.IntRange(min=1), help="Of sampling a video; without it, the tokenizer's own.")
-_guidance = click.option("--guidance", type=click.FloatRange(min=1), help="How closely a video keeps to its tokens, 1 is none; the same.")
-_variance = click.option("--variance-scale", type=click.FloatRange(min=0), help="How freely tokens are drawn; without it, the model's own.")
 _only = click.option("--only", multiple=True, metavar="STAGE", help="Build just this stage; may be repeated.")
 _from = click.option(
     "--from", "start", multiple=True, metavar="STAGE", help="Build this stage and all that is made of it; may be repeated."
@@ -316,89 +302,8 @@ def pack(folder: str, out: str, csv: str | None, shard_bytes: int) -> None:
         click.echo(f"named in the CSV but not there: {name}", err=True)
 
 
-@main.command()
-@click.argument("tokenizer", type=_file)
-@click.argument("detokenizer", type=_file)
-@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--vit", default=VIT, show_default=True, help="Folder or hub id of the vision transformer, which the files do not hold.")
-def convert(tokenizer: Path, detokenizer: Path, out: Path, vit: str) -> None:
-    """Turn Divot's released files (Divot_tokenizer.bin, Divot_detokenizer_stage1.bin or stage2) into a model folder."""
-    from kinetok.pipelines.convert import convert
-
-    for line in convert(tokenizer, detokenizer, out, vit).lines():
-        click.echo(line)
-
-
-@main.command()
-@click.argument("agent", type=_file)
-@click.argument("language", type=_folder)
-@click.argument("vocabulary", type=_folder)
-@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-def convert_language(agent: Path, language: Path, vocabulary: Path, out: Path) -> None:
-    """Turn Divot-LLM's released files (agent/pytorch_model.bin, folders of the merged model and its tokenizer) into a model folder."""
-    from kinetok.pipelines.convert import convert_language
-
-    for line in convert_language(agent, language, vocabulary, out).lines():
-        click.echo(line)
-
-
-@main.command()
-@click.argument("video", type=click.Path(exists=True, dir_okay=False))
-@click.argument("question")
-@_language
-@_tokenizer
-@_temperature
-@_top_p
-@_max_tokens
-@_seed
-def ask(video: str, question: str, model: str, tokenizer: str | None, seed: int, **decoding: float) -> None:
-    """Answer a question about a video or a picture."""
-    from kinetok.llm.divot.generation import Decoding
-    from kinetok.pipelines.divot import answer
-
-    click.echo(answer(_video_lm(model, tokenizer), video, question, Decoding.model_validate(decoding), seed))
-
-
-@main.command()
-@click.argument("prompt")
-@_language
-@_tokenizer
-@_steps
-@_guidance
-@_variance
-@_seed
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="video.mp4", show_default=True)
-def generate(prompt: str, model: str, tokenizer: str | None, seed: int, out: Path, variance_scale: float | None, **sampling: float) -> None:
-    """Make a video of a prompt."""
-    from kinetok.pipelines.divot import generate_video
-
-    generate_video(_video_lm(model, tokenizer, **sampling), prompt, out, seed, variance_scale)
-    click.echo(out)
-
-
-@main.command()
-@click.argument("request")
-@_language
-@_tokenizer
-@_temperature
-@_top_p
-@_max_tokens
-@_steps
-@_guidance
-@_variance
-@_seed
-@click.option("--clips", type=click.IntRange(min=1), default=3, show_default=True, help="Parts of the story, each a text and a clip.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="story.html", show_default=True)
-def tell(request: str, model: str, tokenizer: str | None, out: Path, steps: int | None, guidance: float | None, **options: Any) -> None:
-    """Tell a story in texts and clips, as one page."""
-    from kinetok.llm.divot.generation import Decoding
-    from kinetok.pipelines.divot import tell_story
-
-    decoding = Decoding.model_validate({name: options.pop(name) for name in Decoding.model_fields})
-    opened = _video_lm(model, tokenizer, steps=steps, guidance=guidance)
-    for text in tell_story(opened, request, out, decoding=decoding, **options):
-        click.echo(text)
-    click.echo(out)
+for _command in DIVOT:
+    main.add_command(_command)
 
 
 @main.command()
@@ -480,16 +385,6 @@ def _open(store: str) -> "Store":
     from kinetok.infra.storage import Folder
 
     return Store(Folder(store))
-
-
-def _video_lm(model: str, tokenizer: str | None, **sampling: Any) -> "VideoLM":
-    """The model with its tokenizer; says which one where nobody named it."""
-    from kinetok.pipelines.divot import VideoLM
-
-    opened = VideoLM.open(model, tokenizer, **sampling)
-    if opened.chosen is not None:
-        click.echo(f"tokenizer: {opened.chosen}", err=True)
-    return opened
 
 
 def _console() -> "Console":

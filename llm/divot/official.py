@@ -9,6 +9,7 @@ Not covered: checkpoints whose adapters were not merged.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,11 +36,24 @@ def _published(name: str) -> str:
     return name
 
 
-def load_state(model: DivotLM, state: Mapping[str, Tensor]) -> LoadReport:
-    """Copy tensors under published names into the model; those without a prefix are the language model's. ValueError where they misfit."""
+@dataclass(frozen=True)
+class Released:
+    """The model in eval mode, and what was read of each of its files."""
+
+    model: DivotLM
+    agent: LoadReport
+    language: LoadReport
+
+
+def load_state(model: DivotLM, state: Mapping[str, Tensor], parts: tuple[str, ...] = (LANGUAGE, *PARTS.values())) -> LoadReport:
+    """Copy tensors under published names into the model's `parts`; those without a prefix are the language model's.
+
+    ValueError where they misfit.
+    """
     known = (LANGUAGE, *PARTS.values())
     state = {name if name.startswith(known) else LANGUAGE + name: tensor for name, tensor in state.items()}
-    ours = {published: model.state_dict()[name] for name, published in official_names(model).items()}
+    own = model.state_dict()
+    ours = {published: own[name] for name, published in official_names(model).items() if published.startswith(parts)}
     report = compare(ours, state).check()
     with torch.no_grad():
         for name, tensor in ours.items():
@@ -47,17 +61,12 @@ def load_state(model: DivotLM, state: Mapping[str, Tensor]) -> LoadReport:
     return report
 
 
-def load_official(agent: Path, language: Path, tokenizer: Path) -> DivotLM:
-    """The released model in eval mode: the agent's file, the merged language model's folder, and that of the tokenizer."""
-    return open_official(agent, language, tokenizer)[0]
-
-
-def open_official(agent: Path, language: Path, tokenizer: Path) -> tuple[DivotLM, LoadReport]:
-    """`load_official` with a report of what was read."""
+def open_official(agent: Path, language: Path, tokenizer: Path) -> Released:
+    """The released model: the agent's file, the merged language model's folder, and that of the tokenizer of its text."""
     config = DivotLMConfig(language=PretrainedLanguage(path=str(language)))
     model = DivotLM(config, empty_language(language), Vocabulary.from_pretrained(tokenizer))
-    report = load_state(model, read_state(agent) | read_folder(language))
-    return model.eval(), report
+    read = load_state(model, read_state(agent), tuple(PARTS.values()))
+    return Released(model.eval(), read, load_state(model, read_folder(language), (LANGUAGE,)))
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:

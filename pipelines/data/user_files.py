@@ -11,3 +11,11 @@ def read_user_file(url: str) -> bytes:
         return Folder(folder or ".").read_bytes(name)
     except FileNotFoundError as error:
         raise DataError(f"there is no file {url}") from error
+
+
+def read_user_text(url: str) -> str:
+    """The file as text; DataError where there is none, or it is not UTF-8."""
+    try:
+        return read_user_file(url).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{url} is not UTF-8 text ({error}); save it as UTF-8") from error

@@ -13,7 +13,7 @@ from kinetok.infra.artifact import Counts
 from kinetok.infra.config import Config
 from kinetok.infra.fingerprint import Plain
 from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
-from kinetok.pipelines.data.user_files import read_user_file
+from kinetok.pipelines.data.user_files import read_user_file, read_user_text
 
 
 class Instructions(Stage):
@@ -56,7 +56,7 @@ class Instructions(Stage):
             stories: list[Story] = []
             _write(ctx, FACTS, [facts for _, facts in found])
         else:
-            questions, stories = parse(read_user_file(str(self.source)).decode(), str(self.source))
+            questions, stories = parse(read_user_text(str(self.source)), str(self.source))
         _write(ctx, QUESTIONS, questions)
         _write(ctx, STORIES, stories)
         lines = len(questions) + len(stories)

@@ -17,7 +17,7 @@ from kinetok.infra.artifact import MANIFEST, Counts
 from kinetok.infra.errors import DataError
 from kinetok.infra.fingerprint import Plain
 from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
-from kinetok.pipelines.data.user_files import read_user_file
+from kinetok.pipelines.data.user_files import read_user_file, read_user_text
 
 if TYPE_CHECKING:
     from kinetok.tokenizers.base import TokenSpec
@@ -36,7 +36,7 @@ class Write(Stage):
     data: Annotated[Ref, Produces("clips")] | None = None
     """Clips for whose captions to write, under their ids."""
     prompts: Annotated[tuple[Prompt, ...], Field(min_length=1)] | Prompt | None = None
-    """Prompts instead, or the path of a file with one a line."""
+    """Prompts instead, or the path of a UTF-8 file with one a line; blank lines are left out."""
     seed: StrictInt = 0
     variance_scale: Annotated[float, Field(ge=0)] | None = None
     """Of the variance of what is drawn, over the predicted one; None takes that of the model's head."""
@@ -83,7 +83,7 @@ class Write(Stage):
 
     def _prompts(self) -> tuple[str, ...]:
         if isinstance(self.prompts, str):
-            return tuple(line for line in read_user_file(self.prompts).decode().splitlines() if line.strip())
+            return tuple(line for line in read_user_text(self.prompts).splitlines() if line.strip())
         return self.prompts or ()
 
 

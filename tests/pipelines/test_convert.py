@@ -7,8 +7,9 @@ import torch
 from click.testing import CliRunner
 
 from kinetok.infra.errors import ConfigError
-from kinetok.pipelines.cli import VIT, main
+from kinetok.pipelines.cli import main
 from kinetok.pipelines.convert import convert
+from kinetok.pipelines.divot_cli import VIT
 from kinetok.pipelines.models import load
 from kinetok.tokenizers.divot import presets, released
 from kinetok.tokenizers.divot.checkpoints import published_state

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from tests.pipelines.data.token_artifacts import SPEC, TOKENS, WIDTH
 from tests.tokenizers.divot.tiny import tiny_divot
 
+import kinetok
 from kinetok.infra.artifact import InputInfo, Record, Store, publish
 from kinetok.infra.errors import ConfigError, ContractError, StoreError
 from kinetok.infra.storage import Folder
@@ -62,6 +63,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> VideoLM:
     return VideoLM.open(str(folder / "language"), str(folder / "tokenizer"))
+
+
+def test_the_package_offers_it() -> None:
+    assert kinetok.VideoLM is VideoLM and set(kinetok.__all__) == {"VideoLM", "load", "read_video"}
 
 
 def frames(data: bytes) -> int:

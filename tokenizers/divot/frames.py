@@ -3,8 +3,10 @@
 Windows are counted in frames at their own rate; the decoder finds those in a source of any rate. Not covered: reading them.
 """
 
+RATE = 8.0
+"""Frames a second of a window, as published."""
 FRAMES = 16
-"""Frames of a window at 8 a second: what the de-tokenizer shows, two seconds."""
+"""Frames of a window: what the de-tokenizer shows, two seconds."""
 SPARSE = 5
 """Frames of a window that the tokenizer sees."""
 CLIPS = 20

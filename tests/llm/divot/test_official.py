@@ -14,7 +14,7 @@ from kinetok.llm.divot.heads import GMMConfig
 from kinetok.llm.divot.language import UntrainedLanguage
 from kinetok.llm.divot.mask import QUERY, READ
 from kinetok.llm.divot.model import DivotLM, DivotLMConfig, Projection
-from kinetok.llm.divot.official import load_official, load_state, official_names, read_folder
+from kinetok.llm.divot.official import load_state, official_names, open_official, read_folder
 from kinetok.llm.divot.sequences import IGNORED
 from kinetok.llm.divot.vocabulary import Vocabulary
 from kinetok.tokenizers.base import Batch
@@ -111,7 +111,8 @@ def test_released_layout_is_read_without_unpickling(vocabulary: Vocabulary, tmp_
     own = {key: value for key, value in model.state_dict().items() if not key.startswith("llm.")}
     torch.save({f"{names[key.partition('.')[0]]}.{key.partition('.')[2]}": value for key, value in own.items()}, tmp_path / "agent.bin")
     vocabulary.save_pretrained(tmp_path / "tokenizer")
-    loaded = load_official(tmp_path / "agent.bin", tmp_path / "llm", tmp_path / "tokenizer")
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    opened = open_official(tmp_path / "agent.bin", tmp_path / "llm", tmp_path / "tokenizer")
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in opened.model.state_dict().items())
+    assert (opened.agent.loaded, opened.language.loaded) == (len(own), len(state))
     with pytest.raises(ValueError, match="neither"):
         read_folder(tmp_path / "tokenizer")

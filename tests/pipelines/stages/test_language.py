@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.pipelines.stages.running import run_stage
 from tests.pipelines.stages.test_train import Alone
 
 from kinetok.infra.artifact import Artifact, Counts, Store
-from kinetok.infra.errors import ConfigError, ContractError
+from kinetok.infra.errors import ConfigError, ContractError, DataError
 from kinetok.infra.fit import SUMMARY, TURN
 from kinetok.infra.job import Job, parse_job
 from kinetok.infra.metrics_log import read_metrics
@@ -179,6 +180,38 @@ def test_written_tokens_are_shards_of_the_tokenizer(ray_cluster: None, store: St
     assert {name: again.read_bytes(name) for name in again.files()} == {
         name: made.folder.read_bytes(name) for name in made.folder.files() if name != "record.json"
     }
+
+
+def test_a_file_of_prompts_is_known_by_what_it_says(tmp_path: Path) -> None:
+    """One a line, blank ones left out; another text is another key."""
+    file = tmp_path / "prompts.txt"
+    stage = Write(model="tuned", prompts=str(file))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"there is no file .*prompts\.txt"):
+        stage.facts()
+    file.write_bytes("\ufeffa red disc\r\n\n  \na caf\u00e9\n".encode())
+    assert stage._prompts() == ("a red disc", "a caf\u00e9")
+    before = stage.key({"model": "m"})
+    os.utime(file, (0, 0))
+    assert stage.key({"model": "m"}) == before
+    file.write_text("a red disc\n")
+    assert stage.key({"model": "m"}) != before
+    file.write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"prompts\.txt is not UTF-8 text"):
+        stage._prompts()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_prompts_of_a_file_are_written_as_those_of_the_job(ray_cluster: None, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red disc\n\na blue star\n")
+    inputs = {"model": store.find("tuned")}
+    named = Write(model="tuned", prompts=str(tmp_path / "prompts.txt"), dtype="fp32")  # type: ignore[arg-type]
+    listed = Write(model="tuned", prompts=("a red disc", "a blue star"), dtype="fp32")  # type: ignore[arg-type]
+    made = [run_stage(store, stage, name, inputs) for stage, name in ((named, "named"), (listed, "listed"))]
+    assert [made[0].folder.read_bytes(name) == made[1].folder.read_bytes(name) for name in made[0].record.files] == [True] * len(
+        made[0].record.files
+    )
+    assert [TokenShards.open(made[0]).about(row)["caption"] for row in range(2)] == ["a red disc", "a blue star"]
 
 
 @pytest.mark.ray

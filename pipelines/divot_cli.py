@@ -1,0 +1,129 @@
+"""The commands of `kinetok` that ask video language models, and that bring released ones along. They import as the others do: inside.
+
+Not covered: what they do (`divot.py`, `convert.py`).
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from kinetok.pipelines.divot import VideoLM
+
+VIT = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+_file = click.Path(path_type=Path, exists=True, dir_okay=False)
+_folder = click.Path(path_type=Path, exists=True, file_okay=False)
+_language = click.option("--model", required=True, help="A language model: a folder, an artifact of $KINETOK_STORE, or models:/name@alias.")
+_tokenizer = click.option("--tokenizer", help="Its tokenizer; without it, the one in the store that knows most of an artifact's model.")
+_seed = click.option("--seed", default=0, show_default=True)
+_temperature = click.option("--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True, help="0: the likeliest word.")
+_top_p = click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True, help="Share of words to draw from."
+)
+_max_tokens = click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of one text.")
+_steps = click.option("--steps", type=click.IntRange(min=1), help="Of sampling a video; without it, the tokenizer's own.")
+_guidance = click.option("--guidance", type=click.FloatRange(min=1), help="How closely a video keeps to its tokens, 1 is none; the same.")
+_variance = click.option("--variance-scale", type=click.FloatRange(min=0), help="How freely tokens are drawn; without it, the model's own.")
+
+
+@click.command()
+@click.argument("tokenizer", type=_file)
+@click.argument("detokenizer", type=_file)
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--vit", default=VIT, show_default=True, help="Folder or hub id of the vision transformer, which the files do not hold.")
+def convert(tokenizer: Path, detokenizer: Path, out: Path, vit: str) -> None:
+    """Turn Divot's released files (Divot_tokenizer.bin, Divot_detokenizer_stage1.bin or stage2) into a model folder."""
+    from kinetok.pipelines.convert import convert
+
+    for line in convert(tokenizer, detokenizer, out, vit).lines():
+        click.echo(line)
+
+
+@click.command()
+@click.argument("agent", type=_file)
+@click.argument("language", type=_folder)
+@click.argument("vocabulary", type=_folder)
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--tokenizer", help="The tokenizer whose tokens it speaks, as `convert` wrote it; without it the folder is for jobs alone.")
+@click.option("--instructed/--pretrained", default=True, show_default=True, help="Whether it was tuned on instructions.")
+def convert_language(agent: Path, language: Path, vocabulary: Path, out: Path, tokenizer: str | None, instructed: bool) -> None:
+    """Turn Divot-LLM's released files (agent/pytorch_model.bin, folders of the merged model and its vocabulary) into a model folder."""
+    from kinetok.pipelines.convert import convert_language
+
+    for line in convert_language(agent, language, vocabulary, out, tokenizer, instructed=instructed).lines():
+        click.echo(line)
+
+
+@click.command()
+@click.argument("video", type=click.Path(exists=True, dir_okay=False))
+@click.argument("question")
+@_language
+@_tokenizer
+@_temperature
+@_top_p
+@_max_tokens
+@_seed
+def ask(video: str, question: str, model: str, tokenizer: str | None, seed: int, **decoding: float) -> None:
+    """Answer a question about a video or a picture."""
+    from kinetok.llm.divot.generation import Decoding
+    from kinetok.pipelines.divot import answer
+
+    click.echo(answer(_video_lm(model, tokenizer), video, question, Decoding.model_validate(decoding), seed))
+
+
+@click.command()
+@click.argument("prompt")
+@_language
+@_tokenizer
+@_steps
+@_guidance
+@_variance
+@_seed
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="video.mp4", show_default=True)
+def generate(prompt: str, model: str, tokenizer: str | None, seed: int, out: Path, variance_scale: float | None, **sampling: float) -> None:
+    """Make a video of a prompt."""
+    from kinetok.pipelines.divot import generate_video
+
+    generate_video(_video_lm(model, tokenizer, **sampling), prompt, out, seed, variance_scale)
+    click.echo(out)
+
+
+@click.command()
+@click.argument("request")
+@_language
+@_tokenizer
+@_temperature
+@_top_p
+@_max_tokens
+@_steps
+@_guidance
+@_variance
+@_seed
+@click.option("--clips", type=click.IntRange(min=1), default=3, show_default=True, help="Parts of the story, each a text and a clip.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="story.html", show_default=True)
+def tell(request: str, model: str, tokenizer: str | None, out: Path, steps: int | None, guidance: float | None, **options: Any) -> None:
+    """Tell a story in texts and clips, as one page."""
+    from kinetok.llm.divot.generation import Decoding
+    from kinetok.pipelines.divot import tell_story
+
+    decoding = Decoding.model_validate({name: options.pop(name) for name in Decoding.model_fields})
+    opened = _video_lm(model, tokenizer, steps=steps, guidance=guidance)
+    for text in tell_story(opened, request, out, decoding=decoding, **options):
+        click.echo(text)
+    click.echo(out)
+
+
+def _video_lm(model: str, tokenizer: str | None, **sampling: Any) -> "VideoLM":
+    """The model with its tokenizer; says which one where nobody named it."""
+    from kinetok.pipelines.divot import VideoLM
+
+    opened = VideoLM.open(model, tokenizer, **sampling)
+    if opened.chosen is not None:
+        click.echo(f"tokenizer: {opened.chosen}", err=True)
+    return opened
+
+
+DIVOT = (convert, convert_language, ask, generate, tell)
+"""In the order of a user's day."""
