@@ -89,12 +89,23 @@ class I3D:
 def frechet(real_ND: Tensor, fake_ND: Tensor) -> float:
     """Fréchet distance between Gaussians fitted to two sets of features: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
-    With fewer samples than features the covariances are singular, and the figure is far from that of many samples.
+    `caveat` says where there are too few of them.
     """
     (mean, cov), (other_mean, other_cov) = (_gaussian(x_ND.double()) for x_ND in (real_ND, fake_ND))
     # The trace of the root of a product of two covariances is the sum of the roots of its eigenvalues, which are real and not negative.
     roots = torch.linalg.eigvals(cov @ other_cov).real.clamp(min=0).sqrt().sum()
     return float((mean - other_mean).square().sum() + cov.trace() + other_cov.trace() - 2 * roots)
+
+
+def caveat(real_ND: Tensor, fake_ND: Tensor) -> str | None:
+    """What has to stand beside `frechet` of these features, None where there are enough of both.
+
+    N samples have a covariance of rank N - 1 at most: with no more of them than features it is singular.
+    """
+    samples, features = min(len(real_ND), len(fake_ND)), real_ND.shape[1]
+    if samples > features:
+        return None
+    return f"{samples} samples are too few for {features} features: their covariance is singular, many samples give another figure"
 
 
 def _gaussian(x_ND: Tensor) -> tuple[Tensor, Tensor]:

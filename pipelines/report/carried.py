@@ -44,19 +44,23 @@ def shown(model: DivotTokenizer, clips: Clips, resources: Resources, sampler: Sa
     device = torch.device("cuda" if resources.gpus and torch.cuda.is_available() else "cpu")
     work = _Work(model.to(device).eval(), sampler, seed, device)
     arithmetic = STORED[resources.dtype]
-    with torch.no_grad(), torch.autocast(device.type, dtype=arithmetic, enabled=arithmetic != torch.float32):
-        tokens: dict[int, Tensor] = {}
-        for rows, video_BCTHW in clips.batches():
+    precision = torch.autocast(device.type, dtype=arithmetic, enabled=arithmetic != torch.float32)
+    tokens: dict[int, Tensor] = {}
+    for rows, video_BCTHW in clips.batches():
+        with precision:
             tokens |= dict(zip(rows, model.encode(video_BCTHW.to(device)).values.cpu(), strict=True))
-        order = list(tokens)
-        other = dict(zip(order, [*order[1:], *order[:1]], strict=True))
-        for rows, video_BCTHW in clips.batches():
+    order = list(tokens)
+    other = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+    for rows, video_BCTHW in clips.batches():
+        with torch.no_grad(), precision:
             conditions = {
                 OWN: torch.stack([tokens[row] for row in rows]),
                 SHUFFLED: torch.stack([tokens[other[row]] for row in rows]),
                 NONE: work.null_tokens(tokens[rows[0]]).expand(len(rows), -1, -1),
             }
-            yield from work.batch(rows, video_BCTHW, conditions)
+            made = list(work.batch(rows, video_BCTHW, conditions))
+        # Outside of the block, or whoever takes them would compute in its type too.
+        yield from made
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 A rung turns a video into tokens as they would be stored and back. PSNR is per clip, from one mean squared error over the whole clip,
 pixels in [-1, 1] (range 2), at most `PSNR_CAP`; a total is the mean over clips. Tokens per second are cells of the latent grid (or
 places of a sequence) per second of video; bits per second are stored numbers times the bits of their type.
-Legend: B clips, C channels, T H W pixels. Not covered: pictures (`panel.py`), perceptual and distribution metrics.
+Legend: B clips, C channels, T H W pixels. Not covered: pictures (`panel.py`), what LPIPS is (`networks.py`), distribution metrics.
 """
 
 import math
@@ -21,6 +21,7 @@ from torch import Tensor
 from kinetok.infra.stage import Resources
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.reasons import BadVideo
+from kinetok.pipelines.report.networks import Networks
 from kinetok.pipelines.report.tables import Line, RungCost
 from kinetok.tokenizers.base import Tokenizer, Tokens, TokenSpec
 from kinetok.tokenizers.metrics import clip_psnr, clip_ssim, mean_frame
@@ -131,6 +132,14 @@ class ClipFigures:
     row: int
     psnr: float
     ssim: float
+    lpips: float | None = None
+    """None: not measured."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Every figure that there is, by name."""
+        found = {"psnr": self.psnr, "ssim": self.ssim, "lpips": self.lpips}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass
@@ -177,21 +186,23 @@ def average_frame(clips: Clips) -> Tensor:
     return total / max(count, 1)
 
 
-def measure(rungs: Sequence[Rung], clips: Clips) -> Iterator[tuple[str, list[ClipFigures]]]:
+def measure(rungs: Sequence[Rung], clips: Clips, networks: Networks) -> Iterator[tuple[str, list[ClipFigures]]]:
     """Each batch of clips, read once, under every rung in turn: (its name, the clips' figures); adds to the rungs' costs on the way."""
     for rows, video_BCTHW in clips.batches():
         for rung in rungs:
             restored_BCTHW = rung(video_BCTHW)
             psnr_B = clip_psnr(restored_BCTHW, video_BCTHW).clamp(max=PSNR_CAP)
             ssim_B = clip_ssim(restored_BCTHW, video_BCTHW)
-            yield rung.name, [ClipFigures(row, float(p), float(s)) for row, p, s in zip(rows, psnr_B, ssim_B, strict=True)]
+            lpips_B = networks.distance(restored_BCTHW, video_BCTHW)
+            far = [None] * len(rows) if lpips_B is None else lpips_B.tolist()
+            yield rung.name, [ClipFigures(row, float(p), float(s), d) for row, p, s, d in zip(rows, psnr_B, ssim_B, far, strict=True)]
 
 
 def summary(rung: Rung, figures: Sequence[ClipFigures], fps: float) -> Line:
     """One line of the ladder table."""
-    mean = {name: math.fsum(getattr(clip, name) for clip in figures) / len(figures) for name in ("psnr", "ssim")}
+    mean = {name: math.fsum(clip.figures[name] for clip in figures) / len(figures) for name in figures[0].figures}
     cost = _rung_cost(rung, fps) if isinstance(rung, ModelRung) else None
-    return Line(name=rung.name, psnr=mean["psnr"], ssim=mean["ssim"], cost=cost)
+    return Line(name=rung.name, **mean, cost=cost)
 
 
 def _rung_cost(rung: ModelRung, fps: float) -> RungCost:

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from kinetok.infra.config import Config
 
@@ -12,6 +12,8 @@ TABLE, PANEL, CLIPS = "table.json", "panel.json", "clips.parquet"
 GENERATION, CONTACT = "prompts.json", "contact.png"
 ANSWERS, SCORES = "answers.json", "scores.json"
 CARRIED = "carried.json"
+FRAMES = "frames"
+"""Name of the tensor in a file of frames."""
 
 
 class RungCost(Config):
@@ -40,8 +42,17 @@ class Line(Config):
     psnr: float
     """dB, mean over clips."""
     ssim: float
+    # Left out of the file where it is not measured, so that a table without it is the same as ever.
+    lpips: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
+    """Mean over clips; None: not measured."""
     cost: RungCost | None = None
     """None for baselines."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Every figure that there is, by name."""
+        found = {"psnr": self.psnr, "ssim": self.ssim, "lpips": self.lpips}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Geometry(Config):
@@ -60,6 +71,8 @@ class Table(Config):
     clips: int
     stored: str
     """Type continuous tokens were rounded to."""
+    lpips: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
+    """Weights of LPIPS; None: not measured."""
     recipe: Geometry
     ladder: tuple[Line, ...]
     """Baselines first, then the rungs, lowest first."""
@@ -98,6 +111,8 @@ class Generated(Config):
     seed: int
     id: str | None = None
     """Of the clip whose tokens it shows; None where there is none."""
+    frames: str | None = None
+    """File of its frames as they were made: safetensors, `frames` uint8 (T, H, W, 3); None where they were not kept."""
 
 
 class Generation(Config):
@@ -276,12 +291,20 @@ class Carried(Config):
 
 
 class Protocol(Config):
-    """How figures of other people's networks were measured; without one, there is no such figure."""
+    """What the figures were measured on, and how; `clip` and `i3d` are other people's networks, without which there is no such figure."""
 
     clip: str | None
     i3d: str | None
+    split: str
+    """Of the clips."""
     frames: int
     fps: float
+    height: int
+    width: int
+    caption: str
+    """Which one a video has."""
+    pixels: str
+    """What of a video was scored."""
     resize: str
     covariance: str
 
@@ -291,11 +314,15 @@ class ClipScore(Config):
 
     name: str
     videos: int
+    real: int | None
+    """Real clips that they are compared with, those of the same captions; None of these themselves."""
     shown: dict[str, float]
     """Share that shows what is asked, by factor and in `all`; empty without a judge."""
     clipsim: float | None
     frechet: float | None
-    """To the real clips of the same captions; none of these themselves."""
+    """To the real clips; none of these themselves."""
+    caveat: str | None
+    """What is to be known of the distance; None where there is nothing."""
 
     @property
     def figures(self) -> dict[str, float]:

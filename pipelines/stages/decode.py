@@ -1,7 +1,8 @@
 """`decode`: token shards, encoded or written by a language model, as videos to look at, through the decoder of their tokenizer.
 
-Output: `videos/{number:03d}.mp4`, `contact.png` (a row of frames of each) and `prompts.json`, as of `generate`. All noise of a decoder that
-draws some comes from `seed` and the number of the video. Runs in the driver's process, on its GPU where `resources.gpus` asks for one.
+Output: `videos/{number:03d}.mp4`, `contact.png` (a row of frames of each) and `prompts.json`, as of `generate`, and the frames themselves
+in `frames/{number:03d}.safetensors`: no codec stands between them and `score`. All noise of a decoder that draws some comes from `seed` and
+the number of the video. Runs in the driver's process, on its GPU where `resources.gpus` asks for one.
 Not covered: how good the videos are (`score.py`).
 
 Legend: B videos, C T H W colours, frames, rows, columns, N tokens, D width.
@@ -14,7 +15,7 @@ from pydantic import Field, StrictInt
 
 from kinetok.infra.errors import DataError
 from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
-from kinetok.pipelines.report.tables import CONTACT, GENERATION, Generated, Generation
+from kinetok.pipelines.report.tables import CONTACT, FRAMES, GENERATION, Generated, Generation
 from kinetok.tokenizers.divot.ddim import SamplerConfig
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Decode(Stage):
     """Videos of tokens."""
 
     kind: Literal["decode"] = "decode"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     scales_with: ClassVar[tuple[str, ...]] = ("videos",)
     tokens: Annotated[Ref, Produces("write", "encode")]
     """The tokens."""
@@ -58,6 +59,8 @@ class Decode(Stage):
 
     def _write(self, ctx: StageContext, shards: "TokenShards", rows: list[int], show: "Shower") -> StageResult:
         """The videos, in batches of `resources.batch_size`, then the contact sheet and the listing."""
+        from safetensors.torch import save
+
         from kinetok.pipelines.data.order import sample_seed
         from kinetok.pipelines.data.token_shards import TOKENS
         from kinetok.pipelines.report.panel import contact_sheet, enlarged, mp4, pixels, png
@@ -69,10 +72,13 @@ class Decode(Stage):
             seeds = [sample_seed(self.seed, first + place) for place in range(len(chosen))]
             videos = show([shards.read(row)[TOKENS] for row in chosen], seeds)
             for number, (row, seed, video_CTHW) in enumerate(zip(chosen, seeds, videos, strict=True), start=first):
-                frames_THWC, file, about = pixels(video_CTHW), f"videos/{number:03d}.mp4", shards.about(row)
+                frames_THWC, about = pixels(video_CTHW).contiguous(), shards.about(row)
+                file, kept = f"videos/{number:03d}.mp4", f"frames/{number:03d}.safetensors"
                 ctx.out.write_bytes(file, mp4(enlarged(frames_THWC).numpy(), show.recipe.fps))
+                ctx.out.write_bytes(kept, save({FRAMES: frames_THWC}))
                 shown.append(frames_THWC)
-                listed.append(Generated(prompt=str(about["caption"] or ""), file=file, seed=seed, id=str(about["id"])))
+                caption, id = str(about["caption"] or ""), str(about["id"])
+                listed.append(Generated(prompt=caption, file=file, seed=seed, id=id, frames=kept))
         ctx.progress(done=len(rows), total=len(rows), unit="videos")
         ctx.out.write_bytes(CONTACT, png(contact_sheet(shown)))
         about_all = Generation(

@@ -1,8 +1,8 @@
 """`evaluate`: how well each tokenizer of a ladder reconstructs held-out clips, and at what price, beside two baselines.
 
-Output: `table.json` (the ladder), `clips.parquet` (each clip under each rung), `panel/` (original, reconstruction and error map of a
-fixed panel and of each rung's worst clips) with `panel.json`. Runs in the driver's process, on its GPU where `resources.gpus` asks for
-one. Not covered: how the figures are computed (`report/ladder.py`).
+PSNR, SSIM, and LPIPS where the job names weights. Output: `table.json` (the ladder), `clips.parquet` (each clip under each rung), `panel/`
+(original, reconstruction and error map of a fixed panel and of each rung's worst clips) with `panel.json`. Runs in the driver's process, on
+its GPU where `resources.gpus` asks for one. Not covered: how the figures are computed (`report/ladder.py`).
 """
 
 import io
@@ -16,11 +16,18 @@ from kinetok.infra.artifact import Counts
 from kinetok.infra.errors import DataError
 from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.report.tables import CLIPS, PANEL, TABLE, Geometry, Shown, ShownList, Table
+from kinetok.pipelines.stages.clips import Clips as ClipsStage
 from kinetok.pipelines.stages.train import misfits
 
 if TYPE_CHECKING:
     from kinetok.pipelines.report.ladder import ClipFigures, Clips, Rung
+    from kinetok.pipelines.report.networks import Networks
 
+# None is not dumped: it would give every stage that does without another key.
+Perceptual = Annotated[str | None, Field(exclude_if=lambda value: value is None)]
+"""Weights of VGG16 for LPIPS: a file, or `owner/repository` or `owner/repository/file` on the Hugging Face hub."""
+LPIPS_EDGE = 16
+"""Smaller frames do not survive the poolings of VGG16."""
 Figures = Mapping[str, "list[ClipFigures]"]
 """Per rung, one entry for each clip."""
 
@@ -43,28 +50,33 @@ class Evaluate(Stage):
     """Clips of the fixed panel, the same for every rung."""
     worst: Annotated[StrictInt, Field(ge=0)] = 2
     """Clips with the lowest PSNR shown for each rung."""
+    lpips: Perceptual = None
+    """A file of VGG16 for LPIPS, by path or hub id; None does not measure it."""
     seed: StrictInt = 0
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
-        """Clips whose sides a model cannot take."""
+        """Clips whose sides a model or LPIPS cannot take."""
         yield from dict.fromkeys(problem for name in self.models for problem in misfits(self.data, stages[name], stages))
+        yield from too_small(self.lpips, stages[self.data])
 
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.data.clip_index import ClipIndex
         from kinetok.pipelines.models import model_folder, open_model
         from kinetok.pipelines.report.ladder import ClipMean, Clips, DataMean, ModelRung, average_frame, choose
+        from kinetok.pipelines.report.networks import Networks
 
         index = ClipIndex.open(ctx.input("data"))
         clips = Clips(index, choose(index, self.split, self.max_clips, self.seed), ctx.resources.batch_size)
         if not clips.rows:
             raise DataError(f"{ctx.input('data').name} has no {self.split} clips: raise val_fraction, or use more source videos")
+        networks = Networks.open(ctx.resources, lpips=self.lpips)
         with threads(ctx.resources.cpus):
             average = average_frame(clips)
             if len(clips.bad) == len(clips.rows):
                 raise DataError(f"none of {len(clips.rows)} clips can be read any more: {next(iter(clips.bad.values()))}")
             models = [ModelRung(a.name, open_model(model_folder(a)), self.dtype, ctx.resources) for a in ctx.several("models")]
             rungs: list[Rung] = [DataMean(average), ClipMean(), *models]
-            figures = _measured(ctx, rungs, clips)
+            figures = _measured(ctx, rungs, clips, networks)
             result = self._write_table(ctx, rungs, clips, figures)
             self._write_panel(ctx, models, clips, figures)
         return result
@@ -75,12 +87,14 @@ class Evaluate(Stage):
 
         ladder = tuple(summary(rung, figures[rung.name], clips.index.fps) for rung in rungs)
         geometry = Geometry.model_validate(clips.index.recipe.model_dump())
-        table = Table(split=self.split, clips=len(clips.rows) - len(clips.bad), stored=self.dtype, recipe=geometry, ladder=ladder)
+        table = Table(
+            split=self.split, clips=len(clips.rows) - len(clips.bad), stored=self.dtype, lpips=self.lpips, recipe=geometry, ladder=ladder
+        )
         ctx.out.write_text(TABLE, table.model_dump_json(indent=1))
         _write_parquet(ctx, CLIPS, [row for rung in rungs for row in _clip_rows(clips, rung.name, figures[rung.name])])
         if clips.bad:
             _write_parquet(ctx, "quarantine/000000.parquet", _bad_rows(clips))
-        metrics = {f"{line.name}/{name}": value for line in ladder for name, value in (("psnr", line.psnr), ("ssim", line.ssim))}
+        metrics = {f"{line.name}/{name}": value for line in ladder for name, value in line.figures.items()}
         return StageResult(metrics, Counts(input=len(clips.rows), written=table.clips, quarantined=len(clips.bad)))
 
     def _write_panel(self, ctx: StageContext, models: "Sequence[Rung]", clips: "Clips", figures: Figures) -> None:
@@ -108,12 +122,12 @@ class Evaluate(Stage):
             yield "worst", clip.row
 
 
-def _measured(ctx: StageContext, rungs: "Sequence[Rung]", clips: "Clips") -> Figures:
+def _measured(ctx: StageContext, rungs: "Sequence[Rung]", clips: "Clips", networks: "Networks") -> Figures:
     """Figures of every rung on the same clips, with progress and an open ear for a stop."""
     from kinetok.pipelines.report.ladder import measure
 
     figures: dict[str, list[ClipFigures]] = {rung.name: [] for rung in rungs}
-    for name, batch in measure(rungs, clips):
+    for name, batch in measure(rungs, clips, networks):
         ctx.check()
         figures[name] += batch
         ctx.progress(done=len(figures[name]), total=len(clips.rows), unit="clips", note=name)
@@ -130,7 +144,7 @@ def _video(rung: "Rung", clips: "Clips", row: int) -> bytes:
 
 def _clip_rows(clips: "Clips", name: str, figures: "list[ClipFigures]") -> list[dict[str, object]]:
     about = clips.index.rows.select(["id", "video", "caption"]).take([clip.row for clip in figures]).to_pylist()
-    return [{"model": name, **row, "psnr": clip.psnr, "ssim": clip.ssim} for row, clip in zip(about, figures, strict=True)]
+    return [{"model": name, **row, **clip.figures} for row, clip in zip(about, figures, strict=True)]
 
 
 def _bad_rows(clips: "Clips") -> list[dict[str, object]]:
@@ -148,6 +162,12 @@ def _write_parquet(ctx: StageContext, name: str, rows: list[dict[str, object]]) 
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
     ctx.out.write_bytes(name, buffer.getvalue())
+
+
+def too_small(lpips: str | None, clips: Stage) -> Iterator[str]:
+    """A sentence where LPIPS is asked for of clips that are too small for it."""
+    if lpips is not None and isinstance(clips, ClipsStage) and min(clips.height, clips.width) < LPIPS_EDGE:
+        yield f"lpips: needs frames of {LPIPS_EDGE} x {LPIPS_EDGE} pixels or more, the clips have {clips.height} x {clips.width}"
 
 
 @contextmanager

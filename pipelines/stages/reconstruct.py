@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, StrictInt
 
 from kinetok.infra.artifact import Counts
-from kinetok.infra.errors import ConfigError, ContractError, DataError
+from kinetok.infra.errors import ContractError, DataError
 from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.report.tables import CARRIED, Carried, Condition, Figure, Strip
+from kinetok.pipelines.stages.evaluate import Perceptual, too_small
 from kinetok.pipelines.stages.train import misfits
 from kinetok.tokenizers.divot.ddim import SamplerConfig
 
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 
     from kinetok.pipelines.report.carried import Shown
     from kinetok.pipelines.report.ladder import Clips
+    from kinetok.pipelines.report.networks import Networks
     from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
-    from kinetok.tokenizers.video_metrics import I3D, ClipSim
 
 AUTOENCODER = "autoencoder alone"
 NOT_MEASURED = "not measured: the job names no weights"
+CLIP_RESIZE = "bicubic with antialiasing to CLIP's edge, centre crop"
 
 
 class Reconstruct(Stage):
@@ -48,19 +50,23 @@ class Reconstruct(Stage):
     """A CLIP of transformers, by path or id, for CLIPSIM; None does not measure it."""
     i3d: str | None = None
     """A TorchScript file of I3D for rFVD; None does not measure it."""
+    lpips: Perceptual = None
+    """A file of VGG16 for LPIPS, by path or hub id; None does not measure it."""
     strips: Annotated[StrictInt, Field(ge=0)] = 6
     """Clips that are shown, the first of those measured."""
     seed: StrictInt = 0
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
-        """Clips whose sides the model cannot take."""
+        """Clips whose sides the model or LPIPS cannot take."""
         yield from misfits(self.data, stages[self.model], stages)
+        yield from too_small(self.lpips, stages[self.data])
 
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.data.clip_index import ClipIndex
         from kinetok.pipelines.models import model_folder, open_model
         from kinetok.pipelines.report.carried import shown
         from kinetok.pipelines.report.ladder import Clips, choose
+        from kinetok.pipelines.report.networks import Networks
         from kinetok.pipelines.stages.evaluate import threads
         from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 
@@ -71,7 +77,8 @@ class Reconstruct(Stage):
             )
         index = ClipIndex.open(ctx.input("data"))
         clips = Clips(index, choose(index, self.split, self.max_clips, self.seed), ctx.resources.batch_size)
-        sampler, tally = self.sampler or model.config.sampler, self._tally()
+        sampler = self.sampler or model.config.sampler
+        tally = _Tally(Networks.open(ctx.resources, clip=self.clip, i3d=self.i3d, lpips=self.lpips))
         with threads(ctx.resources.cpus):
             for item in shown(model, clips, ctx.resources, sampler, self.seed):
                 ctx.progress(done=tally.clips, total=len(clips.rows), unit="clips")
@@ -83,15 +90,6 @@ class Reconstruct(Stage):
         carried = self._carried(model, sampler, clips, tally)
         ctx.out.write_text(CARRIED, carried.model_dump_json(indent=1))
         return StageResult(carried.metrics, Counts(input=len(clips.rows), written=tally.clips, quarantined=len(clips.bad)))
-
-    def _tally(self) -> "_Tally":
-        """ConfigError where weights that the job names cannot be had."""
-        from kinetok.tokenizers.video_metrics import I3D, ClipSim
-
-        try:
-            return _Tally(ClipSim(self.clip) if self.clip else None, I3D(self.i3d) if self.i3d else None)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"clip, i3d: {error}") from error
 
     def _show(self, ctx: StageContext, clips: "Clips", item: "Shown", tally: "_Tally") -> None:
         """Count one clip, and draw it where it is among the first."""
@@ -108,7 +106,8 @@ class Reconstruct(Stage):
 
     def _carried(self, model: "DivotTokenizer", sampler: SamplerConfig, clips: "Clips", tally: "_Tally") -> Carried:
         recipe = clips.index.recipe
-        protocol = f"{tally.clips} {self.split} clips of {recipe.frames} frames, {recipe.height} x {recipe.width}, {recipe.fps:g} fps"
+        size = f"{recipe.frames} frames, {recipe.height} x {recipe.width}, {recipe.fps:g} fps"
+        protocol = f"{tally.clips} {self.split} clips of {size}, each drawn once from its own tokens, through no codec"
         return Carried(
             split=self.split,
             clips=tally.clips,
@@ -119,7 +118,7 @@ class Reconstruct(Stage):
             steps=sampler.steps,
             guidance=sampler.guidance,
             conditions=tally.conditions(),
-            figures=tuple(tally.figures(protocol)),
+            figures=tuple(tally.figures(self, protocol)),
             strips=tuple(tally.strips),
         )
 
@@ -127,12 +126,13 @@ class Reconstruct(Stage):
 class _Tally:
     """Figures of the clips so far."""
 
-    def __init__(self, clip: "ClipSim | None", i3d: "I3D | None") -> None:
-        self.clip, self.i3d = clip, i3d
+    def __init__(self, networks: "Networks") -> None:
+        self.networks = networks
         self.clips = 0
         self.strips: list[Strip] = []
         self.rows: dict[str, list[tuple[float, float, float | None]]] = {}
-        self.cosines: list[float] = []
+        self.cosines: list[Tensor] = []
+        self.distances: list[Tensor] = []
         self.features: dict[str, list[Tensor]] = {"real": [], "made": []}
 
     def add(self, item: "Shown", caption: str) -> None:
@@ -142,11 +142,16 @@ class _Tally:
         made: dict[str, Tensor] = {AUTOENCODER: item.copy_CTHW, **item.made_CTHW}
         for name, video_CTHW in made.items():
             self.rows.setdefault(name, []).append((*psnr_and_ssim(video_CTHW, item.original_CTHW), item.v_loss.get(name)))
-        if self.clip is not None:
-            self.cosines.append(float(self.clip(item.made_CTHW[OWN][None], [caption])))
-        if self.i3d is not None:
-            self.features["real"].append(self.i3d(item.original_CTHW[None]))
-            self.features["made"].append(self.i3d(item.made_CTHW[OWN][None]))
+        original_1CTHW, own_1CTHW = item.original_CTHW[None], item.made_CTHW[OWN][None]
+        found = (
+            (self.cosines, self.networks.clipsim(own_1CTHW, [caption])),
+            (self.distances, self.networks.distance(own_1CTHW, original_1CTHW)),
+            (self.features["real"], self.networks.features(original_1CTHW)),
+            (self.features["made"], self.networks.features(own_1CTHW)),
+        )
+        for kept, values in found:
+            if values is not None:
+                kept.append(values)
 
     def conditions(self) -> tuple[Condition, ...]:
         """Means over clips."""
@@ -160,17 +165,25 @@ class _Tally:
             for name, rows in self.rows.items()
         )
 
-    def figures(self, protocol: str) -> Iterator[Figure]:
+    def figures(self, stage: Reconstruct, protocol: str) -> Iterator[Figure]:
         """What needs weights of others, measured or not."""
         import torch
 
-        from kinetok.tokenizers.video_metrics import frechet
+        from kinetok.tokenizers.video_metrics import caveat, frechet
 
-        sim = _mean(self.cosines) if self.clip is not None else None
-        yield Figure(name="CLIPSIM", value=sim, protocol=f"mean cosine of frames and caption; {protocol}" if self.clip else NOT_MEASURED)
-        distance = frechet(*(torch.cat(found) for found in self.features.values())) if self.i3d is not None else None
-        how = f"I3D logits of Kinetics-400, resized to 224 by the network, covariance over N; {protocol}"
-        yield Figure(name="rFVD", value=distance, protocol=how if self.i3d else NOT_MEASURED)
+        sim = float(torch.cat(self.cosines).mean()) if self.cosines else None
+        how = f"{stage.clip}; mean cosine of frames and the caption of the source video; {protocol}; {CLIP_RESIZE}"
+        yield Figure(name="CLIPSIM", value=sim, protocol=NOT_MEASURED if sim is None else how)
+        near = float(torch.cat(self.distances).mean()) if self.distances else None
+        how = f"{stage.lpips}; LPIPS on VGG16, mean over frames and clips, not resized; {protocol}"
+        yield Figure(name="LPIPS", value=near, protocol=NOT_MEASURED if near is None else how)
+        if not self.features["real"]:
+            yield Figure(name="rFVD", value=None, protocol=NOT_MEASURED)
+            return
+        real_ND, made_ND = (torch.cat(found) for found in self.features.values())
+        how = f"{stage.i3d}; I3D resizes to 224 by itself, as many real clips as drawn ones, covariance over N; {protocol}"
+        few = caveat(real_ND, made_ND)
+        yield Figure(name="rFVD", value=frechet(real_ND, made_ND), protocol=f"{how}; {few}" if few else how)
 
 
 def _mean(values: list[float]) -> float:

@@ -1,37 +1,41 @@
 """`score`: what generated clips are worth: whether they show what their captions ask for, CLIPSIM, and the Fréchet distance of I3D.
 
-Each `decode` is scored on the clips that it shows, and so are the real clips of the same captions, the most that can be had. A figure
-whose network is not named is `not measured`. Output: `scores.json`. Runs in the driver's process, on its GPU where `resources.gpus` asks
-for one. Not covered: the judge (`kinetok.pipelines.judge`), the other figures (`kinetok.tokenizers.video_metrics`).
+Each `decode` is scored on the clips that it shows, frames as they were decoded, and so are the real clips of the same captions, the most
+that can be had. A figure whose network is not named is `not measured`. Output: `scores.json`, with the protocol of the figures. Runs in the
+driver's process, on its GPU where `resources.gpus` asks for one. Not covered: the judge (`kinetok.pipelines.judge`), the other figures
+(`kinetok.tokenizers.video_metrics`).
 
 Legend: B videos, C T H W colours, frames, rows, columns.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from kinetok.infra.artifact import Artifact
-from kinetok.infra.errors import ConfigError, DataError
+from kinetok.infra.errors import ContractError, DataError
 from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
-from kinetok.pipelines.report.tables import GENERATION, SCORES, ClipScore, ClipScores, Generation, Protocol
+from kinetok.pipelines.report.tables import FRAMES, GENERATION, SCORES, ClipScore, ClipScores, Generated, Generation, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kinetok.pipelines.data.instructions import Fact
     from kinetok.pipelines.judge import SceneJudge
-    from kinetok.tokenizers.video_metrics import I3D, ClipSim
 
 REAL = "real clips"
+CAPTION = "of the source video of its clip, the same for all clips of that video"
+PIXELS = "8-bit frames as the decoder of the tokens makes them; real clips decoded, cut and resized by the recipe of the clips"
+RESIZE = "bicubic with antialiasing to CLIP's edge, centre crop; I3D resizes by itself to 224"
+COVARIANCE = "over N, of float64 features"
 
 
 class Score(Stage):
     """Figures of generated clips, in one table."""
 
     kind: Literal["score"] = "score"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     generated: Annotated[tuple[Ref, ...], Produces("decode"), Field(min_length=1)]
     """Videos of the clips' own captions."""
     data: Annotated[Ref, Produces("clips")]
@@ -51,7 +55,7 @@ class Score(Stage):
         with threads(ctx.resources.cpus):
             scorer = Scorer(self, ctx)
             lines = list(scorer.lines())
-        scores = ClipScores(judge=scorer.own_accuracy, protocol=scorer.protocol, lines=tuple(lines))
+        scores = ClipScores(judge=scorer.own_accuracy, protocol=scorer.protocol(), lines=tuple(lines))
         ctx.out.write_text(SCORES, scores.model_dump_json(indent=1))
         return StageResult({f"{line.name}/{name}": value for line in lines for name, value in line.figures.items()})
 
@@ -61,12 +65,13 @@ class Scorer:
 
     def __init__(self, stage: Score, ctx: StageContext) -> None:
         from kinetok.pipelines.data.clip_index import ClipIndex
+        from kinetok.pipelines.report.networks import Networks
 
         self.ctx, self.stage = ctx, stage
         self.index = ClipIndex.open(ctx.input("data"))
         self.place = {name: row for row, name in enumerate(self.index.rows["id"].to_pylist())}
         self.judge, self.facts = _judge(ctx)
-        self.clipsim, self.i3d = _networks(stage)
+        self.networks = Networks.open(ctx.resources, clip=stage.clip, i3d=stage.i3d)
 
     @property
     def own_accuracy(self) -> dict[str, float]:
@@ -75,42 +80,49 @@ class Scorer:
         found = {} if judge is None else judge.record.metrics
         return {name.removeprefix("val/"): value for name, value in found.items() if name.startswith("val/") and value is not None}
 
-    @property
     def protocol(self) -> Protocol:
         """What has to stand beside the figures."""
-        recipe = self.index.recipe
+        scored = [self._row(video.id or "") for artifact in self.ctx.several("generated") for video in _listed(artifact)]
+        splits = self.index.rows["split"].take(scored).unique().to_pylist()
         return Protocol(
             clip=self.stage.clip,
             i3d=self.stage.i3d,
-            frames=recipe.frames,
-            fps=recipe.fps,
-            resize="bicubic with antialiasing to CLIP's edge, centre crop; I3D resizes by itself to 224",
-            covariance="over N, of float64 features",
+            split=", ".join(sorted(splits)),
+            caption=CAPTION,
+            pixels=PIXELS,
+            resize=RESIZE,
+            covariance=COVARIANCE,
+            **self.index.recipe.model_dump(),
         )
 
     def lines(self) -> Iterator[ClipScore]:
         """Of each `decode`, and of the real clips of the first."""
         several = self.ctx.several("generated")
         first = _listed(several[0])
-        real = list(self._real([id for id, _ in first]))
-        yield self._line(REAL, first, real, None)
+        yield self._line(REAL, first, self._real(first), None)
         for artifact in several:
             listed = _listed(artifact)
-            videos = [self._generated(artifact, number) for number in range(len(listed))]
-            yield self._line(artifact.name, listed, videos, list(self._real([id for id, _ in listed])))
+            yield self._line(artifact.name, listed, self._generated(artifact, listed), self._real(listed))
 
-    def _line(self, name: str, listed: Sequence[tuple[str, str]], videos: "Sequence[Tensor]", real: "Sequence[Tensor] | None") -> ClipScore:
-        import torch
+    def _line(self, name: str, listed: Sequence[Generated], video_BCTHW: "Tensor", real_BCTHW: "Tensor | None") -> ClipScore:
+        sim_B = self.networks.clipsim(video_BCTHW, [video.prompt for video in listed])
+        distance, caution = (None, None) if real_BCTHW is None else self._distance(real_BCTHW, video_BCTHW)
+        return ClipScore(
+            name=name,
+            videos=len(listed),
+            real=None if real_BCTHW is None else len(real_BCTHW),
+            shown=self._shown([video.id or "" for video in listed], video_BCTHW),
+            clipsim=None if sim_B is None else float(sim_B.mean()),
+            frechet=distance,
+            caveat=caution,
+        )
 
-        from kinetok.tokenizers.video_metrics import frechet
+    def _distance(self, real_BCTHW: "Tensor", made_BCTHW: "Tensor") -> tuple[float | None, str | None]:
+        """The Fréchet distance, and what is to be known of it."""
+        from kinetok.tokenizers.video_metrics import caveat, frechet
 
-        video_BCTHW = torch.stack(list(videos))
-        shown = self._shown([id for id, _ in listed], video_BCTHW)
-        sim = None if self.clipsim is None else float(self.clipsim(video_BCTHW, [caption for _, caption in listed]).mean())
-        distance = None
-        if self.i3d is not None and real is not None:
-            distance = frechet(self.i3d(torch.stack(list(real))), self.i3d(video_BCTHW))
-        return ClipScore(name=name, videos=len(videos), shown=shown, clipsim=sim, frechet=distance)
+        real_ND, made_ND = (self.networks.features(video_BCTHW) for video_BCTHW in (real_BCTHW, made_BCTHW))
+        return (None, None) if real_ND is None or made_ND is None else (frechet(real_ND, made_ND), caveat(real_ND, made_ND))
 
     def _shown(self, ids: Sequence[str], video_BCTHW: "Tensor") -> dict[str, float]:
         """Share of the clips that show what is asked, by factor and in all; empty without a judge."""
@@ -127,32 +139,41 @@ class Scorer:
         shares: dict[str, float] = {factor: sum(each[factor] for each in right) / len(right) for factor in right[0]}
         return {**shares, "all": sum(all(each.values()) for each in right) / len(right)}
 
-    def _real(self, ids: Sequence[str]) -> "Iterator[Tensor]":
-        for id in ids:
-            if id not in self.place:
-                raise DataError(f"{self.ctx.input('data').name} has no clip {id!r}: score videos of the captions of its own clips")
-            yield _video(self.index.read_clip(self.place[id]))
+    def _row(self, id: str) -> int:
+        if id not in self.place:
+            raise DataError(f"{self.ctx.input('data').name} has no clip {id!r}: score videos of the captions of its own clips")
+        return self.place[id]
 
-    def _generated(self, artifact: Artifact, number: int) -> "Tensor":
-        from kinetok.pipelines.data.decode import decode_clip
+    def _real(self, listed: Sequence[Generated]) -> "Tensor":
+        """The clips whose videos are listed, (B, 3, T, H, W) in [-1, 1]."""
+        return _videos(self.index.read_clip(self._row(video.id or "")) for video in listed)
 
-        about = Generation.model_validate_json(artifact.folder.read_bytes(GENERATION))
-        data = artifact.folder.read_bytes(about.videos[number].file)
-        recipe = self.index.recipe
-        return _video(decode_clip(data, start=0.0, **recipe.model_dump()))
+    def _generated(self, artifact: Artifact, listed: Sequence[Generated]) -> "Tensor":
+        """The videos, (B, 3, T, H, W) in [-1, 1]; ContractError where they are not as long and large as the clips."""
+        from safetensors.torch import load
+
+        recipe, frames = self.index.recipe, []
+        for video in listed:
+            assert video.frames is not None, "`decode` keeps them"
+            frames.append(load(artifact.folder.read_bytes(video.frames))[FRAMES])
+            found, wanted = tuple(frames[-1].shape[:3]), (recipe.frames, recipe.height, recipe.width)
+            if found != wanted:
+                raise ContractError(
+                    f"{artifact.name} has videos of {found}, {self.ctx.input('data').name} clips of {wanted} frames, rows, columns: name "
+                    "the clips that the tokens were made of"
+                )
+        return _videos(frames)
 
 
-def _listed(artifact: Artifact) -> list[tuple[str, str]]:
-    """(id, caption) of every video."""
-    about = Generation.model_validate_json(artifact.folder.read_bytes(GENERATION))
-    return [(video.id or "", video.prompt) for video in about.videos]
+def _listed(artifact: Artifact) -> tuple[Generated, ...]:
+    return Generation.model_validate_json(artifact.folder.read_bytes(GENERATION)).videos
 
 
-def _video(pixels_THWC: "object") -> "Tensor":
-    """(3, T, H, W) in [-1, 1]."""
+def _videos(clips: "Iterable[object]") -> "Tensor":
+    """Bytes (T, H, W, 3) as (B, 3, T, H, W) in [-1, 1]."""
     import torch
 
-    return torch.as_tensor(pixels_THWC).permute(3, 0, 1, 2).float() / 127.5 - 1
+    return torch.stack([torch.as_tensor(pixels_THWC) for pixels_THWC in clips]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
 def _judge(ctx: StageContext) -> "tuple[SceneJudge | None, dict[str, Fact]]":
@@ -167,13 +188,3 @@ def _judge(ctx: StageContext) -> "tuple[SceneJudge | None, dict[str, Fact]]":
     facts = {line.video: line.shapes[0] for line in read_lines(instructions, FACTS, Facts) if len(line.shapes) == 1}
     with on_disk(judge.folder / "model") as folder:
         return SceneJudge.from_pretrained(folder), facts
-
-
-def _networks(stage: Score) -> "tuple[ClipSim | None, I3D | None]":
-    """CLIP and I3D, where they are named; ConfigError where they cannot be had."""
-    from kinetok.tokenizers.video_metrics import I3D, ClipSim
-
-    try:
-        return None if stage.clip is None else ClipSim(stage.clip), None if stage.i3d is None else I3D(stage.i3d)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"clip, i3d: {error}") from error

@@ -11,17 +11,23 @@ import av
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tests.tokenizers.toy_networks import toy_vgg
 from torch import Tensor
 
 from kinetok.infra.artifact import Artifact, Record, publish
-from kinetok.infra.errors import DataError
+from kinetok.infra.errors import ConfigError, DataError
 from kinetok.infra.stage import Ref, Resources, StageContext
 from kinetok.infra.storage import Folder
+from kinetok.pipelines.models import open_model
 from kinetok.pipelines.report import ladder
+from kinetok.pipelines.report.networks import Networks
 from kinetok.pipelines.report.panel import ERROR_SCALE, mp4, triptych
-from kinetok.pipelines.stages.evaluate import Evaluate
+from kinetok.pipelines.stages.clips import Clips as ClipsStage
+from kinetok.pipelines.stages.evaluate import Evaluate, too_small
 from kinetok.tokenizers.base import ModelConfig, Tokenizer, Tokens, TokenSpec
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
+from kinetok.tokenizers.causal.perceptual import load_lpips
+from kinetok.tokenizers.metrics import mean_frame
 
 
 class HalfConfig(ModelConfig):
@@ -93,6 +99,39 @@ def test_the_table_holds_the_ladder_and_its_baselines(tmp_path: Path, base: Arti
     assert base_line["bits_per_second"] == pytest.approx(4 * 3 * 4 * 4 * 16 / seconds)
 
 
+def test_lpips_is_measured_where_weights_are_named_and_no_field_where_not(tmp_path: Path, base: Artifact, make_clips) -> None:  # type: ignore[no-untyped-def]
+    """Against the network called on the very reconstructions; without weights key and table are as if it were not there."""
+    inputs = {"data": make_clips(2, val=(0, 1)), "models": (base,)}
+    plain = _context(tmp_path / "plain", inputs)
+    assert not [name for name in _stage().run(plain).metrics if "lpips" in name] and "lpips" not in plain.out.read_text("table.json")
+    assert "lpips" not in _stage().literals() and "lpips" not in pq.read_schema(io.BytesIO(plain.out.read_bytes("clips.parquet"))).names
+
+    weights = toy_vgg(tmp_path / "vgg.safetensors")
+    ctx = _context(tmp_path, inputs)
+    result = _stage(lpips=weights, dtype="fp32").run(ctx)
+    index = ladder.ClipIndex.open(make_clips(2, val=(0, 1)))
+    video = torch.stack([torch.from_numpy(index.read_clip(row)) for row in range(4)]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    model = open_model(base.folder / "model")
+    rungs = {ladder.CLIP_MEAN: mean_frame(video), "base": model.decode(model.encode(video)).clamp(-1, 1)}
+    net = load_lpips(weights)
+    for name, restored in rungs.items():
+        assert result.metrics[f"{name}/lpips"] == pytest.approx(float(net(restored, video).mean()), rel=1e-4) != 0
+    table = json.loads(ctx.out.read_text("table.json"))
+    assert table["lpips"] == weights and table["ladder"][-1]["lpips"] == result.metrics["base/lpips"]
+    rows = pq.read_table(io.BytesIO(ctx.out.read_bytes("clips.parquet"))).to_pylist()
+    assert sum(row["lpips"] for row in rows if row["model"] == "base") / 4 == pytest.approx(result.metrics["base/lpips"])
+    same = Networks.open(Resources(batch_size=3), lpips=weights).distance(video, video)
+    assert same is not None and same.tolist() == [0] * 4
+
+
+def test_lpips_refuses_small_clips_and_missing_weights(tmp_path: Path, base: Artifact, make_clips) -> None:  # type: ignore[no-untyped-def]
+    small = ClipsStage.model_validate({"videos": "v", "fps": 8, "frames": 5, "height": 16, "width": 8})
+    assert list(too_small("vgg.safetensors", small)) == ["lpips: needs frames of 16 x 16 pixels or more, the clips have 16 x 8"]
+    assert not list(too_small(None, small))
+    with pytest.raises(ConfigError, match=r"lpips: .*vgg\.pth is no file here"):
+        _stage(lpips=str(tmp_path / "vgg.pth")).run(_context(tmp_path, {"data": make_clips(2, val=(1,)), "models": (base,)}))
+
+
 def test_panel_and_worst_clips_play(tmp_path: Path, base: Artifact, make_clips) -> None:  # type: ignore[no-untyped-def]
     ctx = _context(tmp_path, {"data": make_clips(3, val=(0, 2)), "models": (base,)})
     _stage().run(ctx)
@@ -142,7 +181,7 @@ def test_a_clip_is_read_once_for_all_rungs(make_clips, monkeypatch: pytest.Monke
     decode = ladder.Clips.read
     monkeypatch.setattr(ladder.Clips, "read", lambda self, row: read.append(row) or decode(self, row))
     rungs = [ladder.ClipMean(), ladder.ModelRung("half", Half(HalfConfig()), "bf16", Resources())]
-    measured = list(ladder.measure(rungs, clips))
+    measured = list(ladder.measure(rungs, clips, Networks(torch.device("cpu"), 1)))
     assert read == clips.rows
     assert [name for name, _ in measured] == ["clip mean frame", "half"] * 3
     assert [clip.row for name, batch in measured if name == "half" for clip in batch] == clips.rows

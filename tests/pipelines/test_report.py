@@ -148,11 +148,20 @@ def _answers(store: Store) -> Artifact:
 
 def _scores(store: Store) -> Artifact:
     """Real clips without I3D's distance, generated ones with it."""
-    protocol = Protocol(clip=None, i3d="i3d.pt", frames=16, fps=8, resize="as it is", covariance="over N")
+    size = {"frames": 16, "fps": 8, "height": 48, "width": 64}
+    how = {"split": "val", "caption": "its own", "pixels": "raw", "resize": "as it is", "covariance": "over N"}
+    protocol = Protocol.model_validate({"clip": None, "i3d": "i3d.pt", **size, **how})
     real = ClipScore(
-        name="real clips", videos=4, shown={"colour": 1.0, "shape": 0.75, "motion": 1.0, "all": 0.75}, clipsim=None, frechet=None
+        name="real clips",
+        videos=4,
+        real=None,
+        shown={"colour": 1.0, "shape": 0.75, "motion": 1.0, "all": 0.75},
+        clipsim=None,
+        frechet=None,
+        caveat=None,
     )
-    made = ClipScore(name="made", videos=4, shown={"colour": 0.25, "shape": 0.5, "motion": 0.0, "all": 0.0}, clipsim=None, frechet=301.44)
+    shares = {"colour": 0.25, "shape": 0.5, "motion": 0.0, "all": 0.0}
+    made = ClipScore(name="made", videos=4, real=4, shown=shares, clipsim=None, frechet=301.44, caveat="4 are too few")
     folder = store.folder("score", "scores", "s" * 16)
     folder.write_text("scores.json", ClipScores(judge={"colour": 0.97}, protocol=protocol, lines=(real, made)).model_dump_json())
     return _publish(store, "score", "scores")
@@ -226,9 +235,13 @@ def test_answers_and_scores_stand_beside_chance_and_what_was_not_measured(page: 
     text = "\n".join(rows)
     assert "|colour|1|0 %|100 %|100 %|0 %|50 %|2.5|12.25|" in text and "|what|1|0 %|100 %|" in text
     assert "|all|2|0 %|100 %|100 %|0 %|50 %|2.5|12.25|" in text
-    assert "|real clips|4||100 %|75 %|100 %|75 %|not measured|not measured|" in text
-    assert "|made|4||25 %|50 %|0 %|0 %|not measured|301.4|" in text
-    assert "CLIP none, I3D i3d.pt; clips of 16 frames at 8 fps; as it is; covariance over N." in page
+    assert "|real clips|4|–||100 %|75 %|100 %|75 %|not measured|not measured|" in text
+    assert "|made|4|4||25 %|50 %|0 %|0 %|not measured|301.4|" in text
+    assert (
+        "Split val; clips of 16 frames, 48 × 64, at 8 fps; captions: its own; pixels: raw; CLIP none, I3D i3d.pt; as it is; covariance"
+        in page
+    )
+    assert "covariance over N. <b>made</b>: 4 are too few." in page
 
 
 def test_how_questions_were_asked_stands_below_their_answers(page: str) -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tokenizers.toy_networks import toy_clip, toy_i3d
 
-from kinetok.tokenizers.video_metrics import I3D, ClipSim, clip_pixels, frechet
+from kinetok.tokenizers.video_metrics import I3D, ClipSim, caveat, clip_pixels, frechet
 
 
 def test_the_distance_between_gaussians_is_that_of_their_moments() -> None:
@@ -18,18 +19,18 @@ def test_the_distance_between_gaussians_is_that_of_their_moments() -> None:
     assert frechet(many, many) == pytest.approx(0, abs=1e-4)
 
 
-class Network(torch.nn.Module):
-    """Called as I3D is."""
-
-    def forward(self, x: torch.Tensor, rescale: bool, resize: bool, return_features: bool) -> torch.Tensor:
-        assert not rescale and resize and return_features
-        return x.mean(dim=[2, 3, 4])
+@pytest.mark.parametrize(("samples", "enough"), [(3, False), (4, False), (5, True)])
+def test_too_few_samples_are_told_where_their_covariance_is_singular(samples: int, enough: bool) -> None:
+    few, many = (torch.randn(count, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) for count in (samples, 9))
+    centred = few - few.mean(0)
+    assert (int(torch.linalg.matrix_rank(centred)) == 4) is enough
+    assert (caveat(few, many) is None) is enough and caveat(few, many) == caveat(many, few)
+    assert enough or str(caveat(few, many)).startswith(f"{samples} samples are too few for 4 features")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_features_come_from_the_file(tmp_path: Path) -> None:
-    torch.jit.script(Network()).save(str(tmp_path / "i3d.pt"))
-    i3d = I3D(tmp_path / "i3d.pt")
+    i3d = I3D(toy_i3d(tmp_path / "i3d.pt"))
     video = torch.rand(2, 3, 10, 4, 4)
     torch.testing.assert_close(i3d(video), video.double().mean((2, 3, 4)), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="10 frames or more"):
@@ -49,20 +50,7 @@ def test_pixels_reach_clip_cropped_and_normalised() -> None:
 
 
 def test_clipsim_is_the_cosine_of_frames_and_caption(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer as Words
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
-
-    words = Words(WordLevel({"[PAD]": 0, "[UNK]": 1, "red": 2, "disc": 3, "[EOS]": 4}, unk_token="[UNK]"))
-    words.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]").save_pretrained(tmp_path)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**sizes, "vocab_size": 8, "max_position_embeddings": 8, "eos_token_id": 4, "bos_token_id": 1, "pad_token_id": 0}
-    torch.manual_seed(0)
-    config = CLIPConfig(text_config=text, vision_config={**sizes, "image_size": 8, "patch_size": 4}, projection_dim=8)
-    CLIPModel(config).save_pretrained(tmp_path)
-    clip = ClipSim(str(tmp_path))
+    clip = ClipSim(toy_clip(tmp_path))
     video = torch.rand(2, 3, 3, 8, 8) * 2 - 1
     found = clip(video, ["red disc", "disc"])
     assert found.shape == (2,) and (found.abs() <= 1).all()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save
+from tests.tokenizers.toy_networks import toy_clip, toy_i3d, toy_vgg
 
 from kinetok.infra.artifact import Artifact, Counts
 from kinetok.infra.errors import ConfigError, ContractError
@@ -31,6 +32,9 @@ from kinetok.pipelines.data.feed import ClipFeed
 from kinetok.pipelines.data.text_shards import TextSpec
 from kinetok.pipelines.data.token_shards import SPEC_FILE, Sample, TokenShards, write_shard
 from kinetok.pipelines.models import open_model
+from kinetok.pipelines.report.carried import shown
+from kinetok.pipelines.report.ladder import Clips as CarriedClips
+from kinetok.pipelines.report.ladder import choose
 from kinetok.pipelines.report.tables import CARRIED, Carried
 from kinetok.pipelines.stages.encode import _stored_spec
 from kinetok.pipelines.stages.evaluate import Evaluate
@@ -38,7 +42,9 @@ from kinetok.pipelines.stages.model import Model
 from kinetok.pipelines.stages.reconstruct import Reconstruct
 from kinetok.pipelines.stages.train import Train
 from kinetok.pipelines.stages.vit import open_vit
+from kinetok.tokenizers import video_metrics
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
+from kinetok.tokenizers.causal.perceptual import load_lpips
 from kinetok.tokenizers.divot.vit import VitConfig
 
 VIT = {"edge": 16, "patch": 4, "width": 16, "depth": 1, "heads": 2}
@@ -257,7 +263,10 @@ def test_caches_of_other_models_or_clips_are_refused(train: Make, cache: Any, cl
         train(REFINE, "base-on", data=clips, start=base)
 
 
-def test_what_the_tokens_carry_is_measured_on_clips(train: Make, clips: Artifact, base: Artifact, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_what_the_tokens_carry_is_measured_on_clips(
+    train: Make, clips: Artifact, base: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     joint = train(JOINT, "joint", data=clips, lower=base)
     stage = Reconstruct.model_validate({"data": "clips", "model": "joint", "strips": 2})
     out = Folder(str(tmp_path / "carried"))
@@ -271,6 +280,31 @@ def test_what_the_tokens_carry_is_measured_on_clips(train: Make, clips: Artifact
     assert [line.v_loss is None for line in carried.conditions] == [True, False, False, False]
     assert all(figure.value is None and figure.protocol.startswith("not measured") for figure in carried.figures)
     assert out.read_bytes("strips/000.png").startswith(b"\x89PNG")
+
+    # With weights, each figure is that of the very videos, whatever type the model computes in.
+    monkeypatch.setattr(video_metrics, "I3D_FRAMES", 5)
+    names = {
+        "clip": toy_clip(tmp_path / "clip"),
+        "i3d": toy_i3d(tmp_path / "i3d.pt"),
+        "lpips": toy_vgg(tmp_path / "vgg.safetensors"),
+    }
+    resources = Resources(batch_size=3, dtype="bf16")
+    ctx = replace(ctx, out=Folder(str(tmp_path / "measured")), resources=resources)
+    metrics = stage.model_copy(update=names).run(ctx).metrics
+    index = ClipIndex.open(clips)
+    rows, model = choose(index, "val", None, 0), open_model(joint.folder / "model")
+    items = list(shown(model, CarriedClips(index, rows, 3), resources, model.config.sampler, 0))
+    real, made = (torch.stack(videos) for videos in ([i.original_CTHW for i in items], [i.made_CTHW["its own tokens"] for i in items]))
+    spoken = [index.rows["caption"][row].as_py() for row in rows]
+    i3d = video_metrics.I3D(names["i3d"])
+    assert metrics["CLIPSIM"] == pytest.approx(float(video_metrics.ClipSim(names["clip"])(made, spoken).mean()), rel=1e-4)
+    assert metrics["LPIPS"] == pytest.approx(float(load_lpips(names["lpips"])(made, real).mean()), rel=1e-4)
+    assert metrics["rFVD"] == pytest.approx(video_metrics.frechet(i3d(real), i3d(made)), rel=1e-4)
+    measured = {figure.name: figure.protocol for figure in Carried.model_validate_json(ctx.out.read_bytes(CARRIED)).figures}
+    for name, field in (("CLIPSIM", "clip"), ("LPIPS", "lpips"), ("rFVD", "i3d")):
+        assert measured[name].startswith(names[field]) and "4 val clips of 5 frames, 16 x 16, 8 fps" in measured[name]
+    assert "lpips" not in stage.literals() and stage.model_copy(update=names).literals()["lpips"] == names["lpips"]
+    ctx = replace(ctx, resources=Resources(batch_size=3))
 
     # The ladder's table takes it too, at the same noise for every clip.
     quality = Evaluate.model_validate({"data": "clips", "models": ["base", "joint"], "panel": 0, "worst": 0})

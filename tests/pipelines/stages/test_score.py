@@ -1,35 +1,43 @@
 """Tokens become videos, and videos figures: a judge sees what scenes show, real clips are scored beside generated ones."""
 
+import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 from tests.pipelines.conftest import finish
-from tests.pipelines.data.token_artifacts import SPEC, make_tokens
+from tests.pipelines.data.token_artifacts import SPEC, clip_tokens, make_tokens
 from tests.pipelines.stages.running import run_stage
 from tests.pipelines.stages.test_train import Alone
 from tests.pipelines.test_divot import tokenizer
+from tests.tokenizers.toy_networks import toy_clip, toy_i3d
 
 from kinetok.infra.artifact import Artifact, Counts, Store
-from kinetok.infra.errors import ContractError, DataError
+from kinetok.infra.errors import ConfigError, ContractError, DataError
 from kinetok.infra.fit import TURN, FitConfig, PlayerConfig
 from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.stage import Resources, StageContext
 from kinetok.infra.storage import Folder
 from kinetok.infra.training import Loop, Work
 from kinetok.pipelines import judge
-from kinetok.pipelines.data.clip_index import part_bytes, part_name
+from kinetok.pipelines.data.clip_index import ClipIndex, part_bytes, part_name
+from kinetok.pipelines.data.decode import decode_clip
 from kinetok.pipelines.data.instructions import FACTS, OPTIONS, Facts, fact_of
 from kinetok.pipelines.data.scenes import draw_scene, encode_mp4
 from kinetok.pipelines.data.tars import TarWriter
 from kinetok.pipelines.data.verify import problems
 from kinetok.pipelines.judge import JudgeTrainable, SceneFeed, SceneJudge
-from kinetok.pipelines.report.tables import GENERATION, SCORES, ClipScores, Generation
+from kinetok.pipelines.report.panel import pixels
+from kinetok.pipelines.report.tables import FRAMES, GENERATION, SCORES, ClipScores, Generation
 from kinetok.pipelines.stages.decode import Decode
 from kinetok.pipelines.stages.score import REAL, Score
+from kinetok.tokenizers.base import Tokens
+from kinetok.tokenizers.video_metrics import I3D, ClipSim, frechet
 
 
 @pytest.fixture
@@ -53,7 +61,10 @@ def test_tokens_are_shown_under_their_clips_ids(decoded: tuple[Store, Artifact, 
     again = Folder(str(tmp_path / "again"))
     ctx = StageContext("x", "0" * 16, inputs, again, Resources(batch_size=1), lambda **_: None, threading.Event())
     Decode(tokens="t", tokenizer="m", videos=2).run(ctx)  # type: ignore[arg-type]
-    assert again.read_bytes("videos/000.mp4") == shown.folder.read_bytes("videos/000.mp4")
+    for name in ("videos/000.mp4", "frames/000.safetensors"):
+        assert again.read_bytes(name) == shown.folder.read_bytes(name)
+    drawn = tokenizer().decode(Tokens(clip_tokens(0, 0)[None], frames=5), [about.videos[0].seed])[0]
+    torch.testing.assert_close(load(shown.folder.read_bytes(str(about.videos[0].frames)))[FRAMES], pixels(drawn), atol=1, rtol=0)
     other = make_tokens(tmp_path / "other", 2, val=(0,))
     with pytest.raises(ContractError, match="these tokens were not written by this tokenizer: weights"):
         Decode(tokens="t", tokenizer="m").run(ctx_with(ctx, tokens=other))  # type: ignore[arg-type]
@@ -75,8 +86,13 @@ class Knowing(SceneJudge):
         return [{**answers, "shape": OPTIONS["shape"][0]} for answers in facts]
 
 
-def scene_clips(folder: Path, count: int) -> tuple[Artifact, Artifact, Artifact]:
-    """Real clips of drawn scenes, a `decode` that shows them as they are, and their facts."""
+RECIPE = {"fps": 8.0, "frames": 16, "height": 32, "width": 32}
+
+
+def scene_clips(
+    folder: Path, count: int, change: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> tuple[Artifact, Artifact, Artifact]:
+    """Real clips of drawn scenes, a `decode` that shows them as they are, or as `change` makes them, and their facts."""
     source, clips, shown, told = folder / "scenes.tar", *(Folder(str(folder / name)) for name in ("clips", "shown", "told"))
     rows, listed, facts = [], [], []
     with source.open("wb") as file:
@@ -87,11 +103,13 @@ def scene_clips(folder: Path, count: int) -> tuple[Artifact, Artifact, Artifact]
             offset = tar.add(f"{number:04d}.mp4", data)
             place = {"id": f"{video}/0", "video": video, "url": str(source), "offset": offset, "bytes": len(data)}
             rows.append({**place, "start": 0.0, "end": 2.0, "caption": scene.caption, "split": "val", "decision": "kept"})
-            shown.write_bytes(f"videos/{number:03d}.mp4", data)
-            listed.append({"prompt": scene.caption, "file": f"videos/{number:03d}.mp4", "seed": 0, "id": f"{video}/0"})
+            frames_THWC = torch.from_numpy(decode_clip(data, start=0.0, **RECIPE))
+            shown.write_bytes(f"frames/{number:03d}.safetensors", save({FRAMES: (frames_THWC if change is None else change(frames_THWC))}))
+            files = {"file": f"videos/{number:03d}.mp4", "frames": f"frames/{number:03d}.safetensors"}
+            listed.append({"prompt": scene.caption, "seed": 0, "id": f"{video}/0", **files})
             facts.append(Facts(video=video, shapes=(fact_of(scene.shapes[0]),)).model_dump_json())
         tar.close()
-    clips.write_text("clips.json", '{"fps": 8.0, "frames": 16, "height": 32, "width": 32, "shard_clips": 4}')
+    clips.write_text("clips.json", json.dumps(RECIPE | {"shard_clips": 4}))
     clips.write_bytes(part_name(0), part_bytes(rows))
     numbers = {"frames": 16, "fps": 8, "steps": 0, "guidance": 1, "tokens": 4}
     shown.write_text(
@@ -122,8 +140,57 @@ def test_clips_are_scored_by_what_the_judge_sees_in_them(tmp_path: Path, monkeyp
     assert scores.judge == {"colour": 0.9} and [line.name for line in scores.lines] == [REAL, "decode"]
     for line in scores.lines:
         assert line.shown == {"colour": 1.0, "shape": discs, "motion": 1.0, "all": discs}
-        assert line.clipsim is None and line.frechet is None
+        assert line.clipsim is None and line.frechet is None and line.caveat is None
     assert made.record.metrics["decode/all"] == discs
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(("count", "few"), [(5, False), (3, True)])
+def test_figures_are_those_of_the_frames_themselves(count: int, few: bool, tmp_path: Path) -> None:
+    """CLIPSIM and the distance against the metrics called on the very frames; the protocol says what they are of."""
+    clips, shown, _ = scene_clips(tmp_path, count, lambda frames: 255 - frames // 2)
+    names = {"clip": toy_clip(tmp_path / "clip"), "i3d": toy_i3d(tmp_path / "i3d.pt")}
+    stage = Score.model_validate({"generated": ["g"], "data": "c", **names})
+    store = Store(Folder(str(tmp_path / "store")))
+    made = run_stage(store, stage, "scores", {"generated": (shown,), "data": clips}, resources=Resources(batch_size=2))
+    scores = ClipScores.model_validate_json(made.folder.read_bytes(SCORES))
+
+    index, about = ClipIndex.open(clips), Generation.model_validate_json(shown.folder.read_bytes(GENERATION))
+    real = torch.stack([torch.from_numpy(index.read_clip(row)) for row in range(count)])
+    fake = torch.stack([load(shown.folder.read_bytes(str(video.frames)))[FRAMES] for video in about.videos])
+    videos = [frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1 for frames in (real, fake)]
+    clipsim, i3d = ClipSim(names["clip"]), I3D(names["i3d"])
+    for line, video in zip(scores.lines, videos, strict=True):
+        assert line.clipsim == pytest.approx(float(clipsim(video, [shown.prompt for shown in about.videos]).mean()), rel=1e-4)
+    first, second = scores.lines
+    assert (first.frechet, first.real, second.real) == (None, None, count)
+    assert second.frechet == pytest.approx(frechet(*map(i3d, videos)), rel=1e-4) and second.frechet > 0.1
+    assert (second.caveat is not None) is few
+    assert made.record.metrics["decode/frechet"] == second.frechet
+    protocol = scores.protocol
+    assert protocol.model_dump(include={*RECIPE, *names}) == {**RECIPE, **names} and protocol.split == "val"
+    assert "8-bit frames as the decoder" in protocol.pixels and "source video" in protocol.caption
+
+
+def test_videos_of_another_size_than_the_clips_do_not_compare(tmp_path: Path) -> None:
+    clips, shown, _ = scene_clips(tmp_path, 2, lambda frames: frames[:, ::2].contiguous())
+    with pytest.raises(ContractError, match=r"decode has videos of \(16, 16, 32\), clips clips of \(16, 32, 32\) frames, rows, columns"):
+        run_stage(
+            Store(Folder(str(tmp_path / "store"))),
+            Score.model_validate({"generated": ["g"], "data": "c"}),
+            "scores",
+            {"generated": (shown,), "data": clips},
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(("field", "problem"), [("clip", "clip: "), ("i3d", "i3d: .* is no file here")])
+def test_weights_that_are_not_there_are_refused(field: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    clips, shown, _ = scene_clips(tmp_path, 2)
+    stage = Score.model_validate({"generated": ["g"], "data": "c", field: str(tmp_path / "none")})
+    with pytest.raises(ConfigError, match=problem):
+        run_stage(Store(Folder(str(tmp_path / "store"))), stage, "scores", {"generated": (shown,), "data": clips})
 
 
 def test_scores_need_the_clips_own_captions(decoded: tuple[Store, Artifact, dict[str, Any]], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.tokenizers.toy_networks import random_vgg
 from torch import Tensor, nn
 from torchmetrics.functional.image import lpips as reference
 
@@ -15,13 +16,7 @@ Weights = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def vgg() -> Weights:
-    """VGG16's convolutions under torchvision's names, with random weights that keep activations near 1."""
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name, weight in Lpips().features.state_dict().items():
-        deviation = (2 / weight[0].numel()) ** 0.5 if weight.ndim == 4 else 0.1
-        state[f"features.{name}"] = deviation * torch.randn(weight.shape, generator=generator)
-    return state
+    return random_vgg()
 
 
 @pytest.fixture(scope="module")
