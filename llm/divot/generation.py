@@ -7,7 +7,8 @@ The official code lets the model say the tag that opens a clip; here it is put, 
 
 Not covered: beam search, penalties, the de-tokenizer.
 
-Legend: B prompts, L positions, N tokens of a clip, D token width, W width of the language model, V vocabulary.
+Legend: B prompts, K draws, L positions, N tokens of a clip, D token width, P width of what a head draws from, W width of the language
+model, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -64,6 +65,25 @@ def make_clips(
 ) -> Tensor:
     """The tokens of one clip for each prompt, (B, N, D) float32; None takes the variance scale of the head's configuration."""
     return Stream(model, prompts).make_clip(seeds, media, variance_scale)
+
+
+@torch.no_grad()
+def draw_clips(
+    model: DivotLM,
+    prompts: Sequence[Packed],
+    seeds_KB: Sequence[Sequence[int]],
+    *,
+    media: Media = "video",
+    variance_scale: float | None = None,
+) -> Tensor:
+    """`make_clips` with each of K lots of seeds, (K, B, N, D); the model is asked once where a clip comes in one pass."""
+    if model.autoregressive:
+        drawn = [make_clips(model, prompts, seeds, media=media, variance_scale=variance_scale) for seeds in seeds_KB]
+    else:
+        stream = Stream(model, prompts)
+        condition_BNP = stream.ask_clip(media)
+        drawn = [stream.draw(condition_BNP, seeds, variance_scale) for seeds in seeds_KB]
+    return torch.stack(drawn)
 
 
 @torch.no_grad()
@@ -131,25 +151,36 @@ class Stream:
 
     def make_clip(self, seeds: Sequence[int], media: Media, variance_scale: float | None) -> Tensor:
         """Open a clip and draw its tokens, (B, N, D)."""
-        scale = self.model.config.head.variance_scale if variance_scale is None else variance_scale
-        opening = [self.model.vocabulary.tags(media)[0], self.model.vocabulary.begin_frame]
-        queries = self.model.vocabulary.frames[: self.model.config.clip_tokens]
         if self.model.autoregressive:
-            self._read_row(opening, [TEXT, TEXT])
-            return self._token_by_token(seeds, scale)
-        hidden_BLW = self._read_row([*opening, *queries], [TEXT, TEXT, *[QUERY] * len(queries)])
-        return self.model.head.sample(self.model.to_head(hidden_BLW[:, -len(queries) :]), seeds, scale)
+            self._read_row(self._opening(media), [TEXT, TEXT])
+            return self._token_by_token(seeds, variance_scale)
+        return self.draw(self.ask_clip(media), seeds, variance_scale)
+
+    def ask_clip(self, media: Media) -> Tensor:
+        """Open a clip and read its queries: what the head draws all its tokens from, (B, N, P)."""
+        queries = self.model.vocabulary.frames[: self.model.config.clip_tokens]
+        hidden_BLW = self._read_row([*self._opening(media), *queries], [TEXT, TEXT, *[QUERY] * len(queries)])
+        condition_BNP: Tensor = self.model.to_head(hidden_BLW[:, -len(queries) :])
+        return condition_BNP
+
+    def draw(self, condition_BNP: Tensor, seeds: Sequence[int], variance_scale: float | None) -> Tensor:
+        """Tokens (B, N, D) that the head draws; None takes the variance scale of its configuration."""
+        scale = self.model.config.head.variance_scale if variance_scale is None else variance_scale
+        return self.model.head.sample(condition_BNP, seeds, scale)
+
+    def _opening(self, media: Media) -> list[int]:
+        return [self.model.vocabulary.tags(media)[0], self.model.vocabulary.begin_frame]
 
     def close_clip(self, media: Media) -> None:
         """Read the tags that end a clip."""
         self._read_row([self.model.vocabulary.end_frame, self.model.vocabulary.tags(media)[1]], [TEXT, TEXT])
 
-    def _token_by_token(self, seeds: Sequence[int], scale: float) -> Tensor:
+    def _token_by_token(self, seeds: Sequence[int], variance_scale: float | None) -> Tensor:
         """Each token from what was said before it, then read."""
         token_B1D = []
         for number in range(self.model.config.clip_tokens):
             drawn = [nth_seed(seed, number) for seed in seeds]
-            token_B1D.append(self.model.head.sample(self.model.to_head(self.last_BW[:, None]), drawn, scale))
+            token_B1D.append(self.draw(self.model.to_head(self.last_BW[:, None]), drawn, variance_scale))
             code_B1 = torch.full((len(seeds), 1), QUERY, device=self.device)
             self.last_BW = self._go_on(self.model.project(token_B1D[-1]), code_B1)[:, -1]
         return torch.cat(token_B1D, dim=1)

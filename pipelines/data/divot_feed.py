@@ -1,12 +1,13 @@
 """`DivotFeed`: what feeds the training of a Divot tokenizer: cached latents and cached features or tokens of clips, or their pixels.
 
 Sample p is the same clip with the same seed whatever is cached (contract 5), in the order of `ClipFeed`. With latents, and features or
-tokens, no pixel is read. Tensors stay in the type they are stored in; the trainable widens them on its device. Not covered: what the
-caches are made by (`stages/encode.py`, `stages/vit.py`).
+tokens, no pixel is read. Tokens that were drawn several times take turns by the epoch. Tensors stay in the type they are stored in; the
+trainable widens them on its device. Not covered: what the caches are made by (`stages/encode.py`, `stages/vit.py`).
 
 Legend: B clips, T frames seen or latent steps, Z h w latents, N patches or tokens, D width, L text tokens, E text width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,8 +18,8 @@ from kinetok.infra.training import Batch
 from kinetok.pipelines.data.feed import OrderedClips
 from kinetok.pipelines.data.positions import PositionFeed, Split
 from kinetok.pipelines.data.text_shards import TextShards
+from kinetok.pipelines.data.token_shards import DRAWS, Shards, TokenShards
 from kinetok.pipelines.data.token_shards import TOKENS as STORED
-from kinetok.pipelines.data.token_shards import Shards, TokenShards
 
 LATENTS, FEATURES, TOKENS, TEXT = "latents", "features", "tokens", "text"
 
@@ -75,7 +76,8 @@ class DivotFeed(PositionFeed):
         if LATENTS in found:
             batch["latent_BTZhw"] = self._stored(LATENTS, rows).transpose(1, 2)
         if TOKENS in found:
-            batch["token_BND"] = self._stored(TOKENS, rows)
+            samples = zip(opened.cached(TOKENS, rows), positions, strict=True)
+            batch["token_BND"] = torch.stack([drawn(sample, position // len(self)) for sample, position in samples])
         elif FEATURES in found:
             batch["vit_BTND"] = self._stored(FEATURES, rows)
         if TEXT in found:
@@ -103,3 +105,10 @@ class DivotFeed(PositionFeed):
     def __reduce__(self) -> tuple[type["DivotFeed"], tuple[object, ...]]:
         """Pickle the description only: each process opens its own files."""
         return type(self), (self.clips, self.split, self.seed, self.caches, self.loaders)
+
+
+def drawn(sample: Mapping[str, torch.Tensor], epoch: int) -> torch.Tensor:
+    """The tokens (N, D) of a sample in an epoch: of its draws, one after the other."""
+    others_KND = sample.get(DRAWS)
+    turn = epoch % (1 if others_KND is None else 1 + len(others_KND))
+    return sample[STORED] if turn == 0 or others_KND is None else others_KND[turn - 1]

@@ -54,6 +54,8 @@ Line: TypeAlias = dict[str, Plain]
 """One line of `manifest.jsonl`: path, bytes, sha256, count, and of a tar of grid tokens their moments."""
 TOKENS = "tokens"
 """Name of the tensor that an encoding with content: tokens stores."""
+DRAWS = "draws"
+"""Name of the tensor of further draws of the same clip, (draws - 1, N, D), beside the first, which is `tokens`."""
 MOMENTS = "moments"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Types by the names that jobs call them."""

@@ -1,10 +1,10 @@
 """Token shards that a language model writes, one clip for each caption, in the format of those that `encode` makes of pixels.
 
 A shard is a group of the clip index, or of prompts in a row, and is committed by the actor that wrote it. A clip's tokens depend on its
-caption and its own seed, which is that of its place among all, so a run again writes the same shard. Not covered: which shards are due
+caption and its own seeds, which are those of its place among all, so a run again writes the same shard. Not covered: which shards are due
 (`stages/write.py`), the files (`token_shards.py`).
 
-Legend: B captions, N tokens of a clip, D token width.
+Legend: B captions, K draws of a clip, N tokens of a clip, D token width.
 """
 
 import json
@@ -25,13 +25,13 @@ from kinetok.infra.errors import DataError
 from kinetok.infra.fingerprint import Plain
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
-from kinetok.llm.divot.generation import make_clips
+from kinetok.llm.divot.generation import draw_clips
 from kinetok.llm.divot.sequences import ask_clip
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.language_feed import LanguageSpec
 from kinetok.pipelines.data.order import sample_seed
 from kinetok.pipelines.data.ray_tasks import Item, each_on_actors
-from kinetok.pipelines.data.token_shards import DTYPES, TOKENS, Line, Sample, stored, write_shard
+from kinetok.pipelines.data.token_shards import DRAWS, DTYPES, TOKENS, Line, Sample, stored, write_shard
 
 PROMPT_SHARD = 64
 """Prompts of one shard."""
@@ -79,14 +79,28 @@ class Captions:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """How tokens are drawn."""
+
+    seed: int
+    draws: int
+    """Of each clip."""
+    variance_scale: float | None
+
+    def seeds(self, place: int) -> list[int]:
+        """Of every draw of the clip at `place` among all; the first is the same however many follow."""
+        first = sample_seed(self.seed, place)
+        return [first, *(sample_seed(first, draw) for draw in range(1, self.draws))]
+
+
+@dataclass(frozen=True)
 class Writing:
     """What to compute: picklable, handed to every worker."""
 
     model: Artifact
     spec: LanguageSpec
     captions: Captions
-    seed: int
-    variance_scale: float | None
+    drawing: Drawing
     dtype: Literal["fp32", "bf16", "fp16"]
     """Type the tokens are stored in."""
     resources: Resources
@@ -114,25 +128,29 @@ class _Worker:
     def __call__(self, item: Item) -> Item:
         first, clips = self.writing.captions.shard(item["shard"])
         size = self.writing.resources.batch_size
-        token_ND = [token_ND for at in range(0, len(clips), size) for token_ND in self._write(first + at, clips[at : at + size])]
-        samples = (
-            Sample(place, save({TOKENS: stored(tokens, DTYPES[self.writing.dtype])}), clip)
-            for place, (tokens, clip) in enumerate(zip(token_ND, clips, strict=True))
-        )
+        token_KND = [token_KND for at in range(0, len(clips), size) for token_KND in self._write(first + at, clips[at : at + size])]
+        samples = (Sample(place, self._payload(*each), clip) for place, (each, clip) in enumerate(zip(token_KND, clips, strict=True)))
         lines = write_shard(self.writing.out, item["shard"], samples, [])
         return {"shard": item["shard"], "lines": json.dumps(lines)}
 
+    def _payload(self, token_ND: Tensor, *others: Tensor) -> bytes:
+        """A sample of the first draw, and of the others where there are any."""
+        drawn = {TOKENS: token_ND, DRAWS: torch.stack(others)} if others else {TOKENS: token_ND}
+        return save({name: stored(tokens, DTYPES[self.writing.dtype]) for name, tokens in drawn.items()})
+
     def _write(self, first: int, clips: list[dict[str, Plain]]) -> Tensor:
-        """(B, N, D) of captions in a row, the first of them at place `first` among all."""
+        """(B, K, N, D) of captions in a row, the first of them at place `first` among all."""
         writing, media = self.writing, self.writing.spec.media
         prompts = [
             ask_clip(self.model.vocabulary, str(clip["caption"] or ""), instructed=writing.spec.instructed, media=media) for clip in clips
         ]
-        seeds = [sample_seed(writing.seed, first + place) for place in range(len(clips))]
+        seeds_BK = [writing.drawing.seeds(first + place) for place in range(len(clips))]
+        scale = writing.drawing.variance_scale
         arithmetic = DTYPES[writing.resources.dtype]
         with torch.autocast(self.device.type, arithmetic, enabled=arithmetic is not torch.float32):
-            token_BND = make_clips(self.model, prompts, seeds, media=media, variance_scale=writing.variance_scale)
-        if not token_BND.isfinite().all():
-            bad = clips[int(np.flatnonzero(~token_BND.isfinite().flatten(1).all(1).cpu())[0])]
+            token_KBND = draw_clips(self.model, prompts, list(zip(*seeds_BK, strict=True)), media=media, variance_scale=scale)
+        token_BKND = token_KBND.transpose(0, 1)
+        if not token_BKND.isfinite().all():
+            bad = clips[int(np.flatnonzero(~token_BKND.isfinite().flatten(1).all(1).cpu())[0])]
             raise DataError(f"the tokens for {bad['caption']!r} are not finite: the language model {writing.model.name} is not sound")
-        return token_BND
+        return token_BKND

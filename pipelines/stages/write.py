@@ -40,6 +40,9 @@ class Write(Stage):
     seed: StrictInt = 0
     variance_scale: Annotated[float, Field(ge=0)] | None = None
     """Of the variance of what is drawn, over the predicted one; None takes that of the model's head."""
+    # 1 is not dumped: it would give all tokens that were ever written another key.
+    draws: Annotated[StrictInt, Field(ge=1, exclude_if=lambda value: value == 1)] = 1
+    """How often a clip's tokens are drawn: a de-tokenizer that adapts to them meets another draw in every epoch, all else the first."""
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Type the tokens are stored in."""
 
@@ -59,7 +62,7 @@ class Write(Stage):
     def run(self, ctx: StageContext) -> StageResult:
         """Write the shards that are not committed yet, then the manifest."""
         from kinetok.pipelines.data.token_shards import resume, stamp
-        from kinetok.pipelines.data.written_shards import Captions, Writing, write_clips
+        from kinetok.pipelines.data.written_shards import Captions, Drawing, Writing, write_clips
         from kinetok.pipelines.models import language_spec
 
         spec = language_spec(ctx.input("model"))
@@ -72,7 +75,8 @@ class Write(Stage):
         done, began = sum(len(captions.shard(shard)[1]) for shard in lines), time.perf_counter()
         before = done
         ctx.progress(done=done, total=len(captions), unit="clips")
-        work = Writing(ctx.input("model"), spec, captions, self.seed, self.variance_scale, self.dtype, ctx.resources, ctx.out)
+        drawing = Drawing(self.seed, self.draws, self.variance_scale)
+        work = Writing(ctx.input("model"), spec, captions, drawing, self.dtype, ctx.resources, ctx.out)
         for shard, written in write_clips(due, work, ctx.stop):
             lines[shard] = written
             done += len(captions.shard(shard)[1])

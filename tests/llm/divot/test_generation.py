@@ -8,7 +8,7 @@ from tests.llm.divot.conftest import TOKENS, WIDTH, tiny
 from torch import Tensor
 
 from kinetok.llm.divot.collate import collate
-from kinetok.llm.divot.generation import GREEDY, Decoding, Draws, Stream, complete, draw_ids, make_clips, nth_seed, tell
+from kinetok.llm.divot.generation import GREEDY, Decoding, Draws, Stream, complete, draw_clips, draw_ids, make_clips, nth_seed, tell
 from kinetok.llm.divot.heads import DiffusionConfig, GMMConfig, HeadConfig
 from kinetok.llm.divot.mask import QUERY
 from kinetok.llm.divot.model import DivotLM, nth, pick
@@ -50,6 +50,15 @@ def test_answers_depend_on_their_own_seed_and_prompt_alone(model: DivotLM, clips
     assert made_BND.shape == (2, TOKENS, WIDTH)
     torch.testing.assert_close(made_BND[1:], make_clips(model, requests[1:], [2]))
     assert not torch.allclose(made_BND, make_clips(model, requests, [3, 4]))
+
+
+@torch.no_grad()
+def test_several_draws_are_those_of_as_many_calls(model: DivotLM) -> None:
+    prompts = [ask_clip(model.vocabulary, caption, instructed=False) for caption in ("a red disc", "a ring")]
+    together = draw_clips(model, prompts, [[1, 2], [3, 4], [1, 2]])
+    for drawn, seeds in zip(together, ([1, 2], [3, 4], [1, 2]), strict=True):
+        assert torch.equal(drawn, make_clips(model, prompts, seeds))
+    assert not torch.equal(together[0], together[1])
 
 
 @torch.no_grad()

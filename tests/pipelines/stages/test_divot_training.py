@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save
+from tests.pipelines.data.token_artifacts import SPEC
 from tests.tokenizers.toy_networks import toy_clip, toy_i3d, toy_vgg
 
 from kinetok.infra.artifact import Artifact, Counts
@@ -250,6 +251,34 @@ def test_caches_spare_the_pixels_and_keep_the_order(cache: Any, clips: Artifact,
     torch.testing.assert_close(batch["vit_BTND"], features, rtol=1e-4, atol=1e-5)
     latent = open_model(base.folder / "model").encode(video).values
     torch.testing.assert_close(batch["latent_BTZhw"].transpose(1, 2), latent, rtol=1e-4, atol=1e-5)
+
+
+def test_every_epoch_of_adapting_takes_another_draw_and_a_resumed_one_the_same(clips: Artifact, finish: Finish, tmp_path: Path) -> None:
+    """A sample's draws take turns by the epoch, from whatever position and on whatever workers; one draw is every epoch's."""
+
+    def tokens(name: str, draws: int) -> DivotFeed:
+        index, out = ClipIndex.open(clips), Folder(str(tmp_path / name))
+        out.write_text(SPEC_FILE, SPEC.model_dump_json())
+        for shard, rows in enumerate(index.shards):
+            payloads = [torch.full((1 + draws, 4, 8), 100.0 * row) + torch.arange(1 + draws)[:, None, None] for row in rows]
+            drawn = [{"tokens": p[0].clone(), "draws": p[1:].clone()} if draws else {"tokens": p[0].clone()} for p in payloads]
+            about = [index.rows.slice(int(row), 1).select(["id", "split"]).to_pylist()[0] for row in rows]
+            write_shard(out, shard, [Sample(place, save(d), a) for place, (d, a) in enumerate(zip(drawn, about, strict=True))], [])
+        return DivotFeed(clips, "train", 3, DivotCaches(tokens=finish(out, "write", Counts())))
+
+    feed = tokens("three", 2)
+    seen: dict[int, list[int]] = {}
+    for position in range(4 * len(feed)):
+        number = int(feed.load([position])["token_BND"][0, 0, 0])
+        seen.setdefault(number // 100, []).append(number % 100)
+    assert len(seen) == len(feed) == 8 and all(turns == [0, 1, 2, 0] for turns in seen.values())
+    onwards = feed.batches(start=0, batch=3, rank=0, world=1)
+    whole = torch.cat([next(onwards)["token_BND"] for _ in range(8)])
+    resumed = tokens("again", 2).batches(start=12, batch=2, rank=1, world=2)
+    assert all(torch.equal(next(resumed)["token_BND"], whole[first : first + 2]) for first in (14, 18, 22))
+    single = tokens("one", 0)
+    assert torch.equal(single.load([0])["token_BND"], feed.load([0])["token_BND"])
+    assert {int(single.load([position])["token_BND"][0, 0, 0]) % 100 for position in range(24)} == {0}
 
 
 def test_caches_of_other_models_or_clips_are_refused(train: Make, cache: Any, clips: Artifact, base: Artifact) -> None:

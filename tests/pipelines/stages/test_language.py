@@ -1,5 +1,6 @@
 """From token shards to a language model, to tokens that it writes and answers that it gives: no pixel, no tokenizer."""
 
+import itertools
 import json
 import math
 import os
@@ -23,14 +24,18 @@ from kinetok.infra.stage import Resources, StageContext
 from kinetok.infra.storage import Folder
 from kinetok.infra.training import Loop, Work
 from kinetok.llm.divot import scoring
+from kinetok.llm.divot.generation import make_clips
 from kinetok.llm.divot.model import DivotLM
+from kinetok.llm.divot.sequences import ask_clip
 from kinetok.pipelines import models
 from kinetok.pipelines.catalog import STAGES
 from kinetok.pipelines.data.instructions import Story
 from kinetok.pipelines.data.language_feed import LanguageSpec
 from kinetok.pipelines.data.language_tasks import Answering, Captioning, Storytelling
-from kinetok.pipelines.data.token_shards import TokenShards
+from kinetok.pipelines.data.order import sample_seed
+from kinetok.pipelines.data.token_shards import Shards, TokenShards, read_index
 from kinetok.pipelines.data.verify import problems
+from kinetok.pipelines.data.written_shards import Captions, Drawing, Writing, _Worker
 from kinetok.pipelines.estimate import estimates
 from kinetok.pipelines.models import language_spec, open_language
 from kinetok.pipelines.report.tables import ANSWERS, Answers
@@ -223,6 +228,32 @@ def test_captions_of_clips_are_written_under_their_ids(ray_cluster: None, store:
     assert shards.rows["id"].to_pylist() == [f"video-{video:03d}/{start}" for video in range(3) for start in (0, 625)]
     assert shards.rows["shard"].to_pylist() == [0, 0, 0, 0, 1, 1]
     assert [shards.about(row)["split"] for row in range(6)] == ["train", "train", "val", "val", "train", "train"]
+
+
+def written(store: Store, out: Path, draws: int) -> dict[str, torch.Tensor]:
+    """What an actor writes of 3 prompts, the last sample of the shard."""
+    spec, model = language_spec(store.find("tuned")), store.find("tuned")
+    captions = Captions(None, ("one", "two", "three"), 1.0)
+    work = Writing(model, spec, captions, Drawing(5, draws, 1.0), "fp32", Resources(batch_size=2), Folder(str(out)))
+    _Worker(work)({"shard": 0})
+    return Shards(work.out, read_index(work.out)).get("prompts/000002/0")
+
+
+@pytest.mark.slow
+def test_more_draws_of_a_clip_leave_the_first_as_it_is(store: Store, tmp_path: Path) -> None:
+    """Each from (seed, place, draw) alone; one draw is the file that it always was, and so is the key."""
+    one, three = (written(store, tmp_path / str(draws), draws) for draws in (1, 3))
+    assert one.keys() == {"tokens"} and three["draws"].shape == (2, TOKENS, WIDTH)
+    assert torch.equal(one["tokens"], three["tokens"])
+    drawn = [three["tokens"], *three["draws"]]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
+    model = open_language(store.find("tuned"))
+    prompt = ask_clip(model.vocabulary, "three", instructed=True)
+    seeds = [sample_seed(5, 2), *(sample_seed(sample_seed(5, 2), draw) for draw in (1, 2))]
+    for seed, tokens in zip(seeds, drawn, strict=True):
+        torch.testing.assert_close(make_clips(model, [prompt], [seed], variance_scale=1.0)[0], tokens, rtol=1e-4, atol=1e-4)
+    plain = Write.model_validate({"model": "m", "prompts": ["a"]})
+    assert "draws" not in plain.literals() and plain.model_copy(update={"draws": 2}).literals()["draws"] == 2
 
 
 @pytest.mark.slow
