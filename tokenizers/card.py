@@ -173,13 +173,14 @@ def _fields(config: BaseModel) -> str:
 
 
 def _rows(config: BaseModel, path: str) -> Iterator[tuple[str, str, str]]:
-    """Every field but `kind` with its value and docstring; sections are entered."""
+    """Every field but `kind` with its value and docstring; sections are entered, and what is not dumped at its default is left out."""
+    dumped = config.model_dump(mode="json")
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
             yield from _rows(value, f"{path}{name}.")
-        elif name != "kind":
-            shown = json.dumps(config.model_dump(mode="json", include={name})[name])
+        elif name in dumped and name != "kind":
+            shown = json.dumps(dumped[name])
             yield f"`{path}{name}`", f"`{shown}`", " ".join((info.description or "").split())
 
 

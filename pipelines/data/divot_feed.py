@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 
 from kinetok.infra.artifact import Artifact
+from kinetok.infra.errors import DataError
 from kinetok.infra.training import Batch
 from kinetok.pipelines.data.feed import OrderedClips
 from kinetok.pipelines.data.positions import PositionFeed, Split
@@ -49,7 +50,8 @@ class DivotFeed(PositionFeed):
     """The samples of one split in endless seeded order.
 
     Batches hold `seed_B` (int64), `latent_BTZhw` where latents are cached, `token_BND` or `vit_BTND` where tokens or features are,
-    `text_BLE` (float32, zero after a caption's tokens) with text, and `video_BTHWC` (uint8) where anything has to be made of pixels.
+    `text_BLE` (float32, zero after a caption's tokens) with text, `stride_B` (float32, source rate over clip rate) with `strides`, and
+    `video_BTHWC` (uint8) where anything has to be made of pixels.
     Raises DataError on an empty split, or one too small to train on.
     """
 
@@ -58,6 +60,8 @@ class DivotFeed(PositionFeed):
     seed: int
     caches: DivotCaches = DivotCaches()
     loaders: int = 0
+    strides: bool = False
+    """Whether batches hold the frame strides of the clips."""
 
     @property
     def title(self) -> str:
@@ -82,12 +86,22 @@ class DivotFeed(PositionFeed):
             batch["vit_BTND"] = self._stored(FEATURES, rows)
         if TEXT in found:
             batch["text_BLE"] = self._text(rows)
+        if self.strides:
+            batch["stride_B"] = torch.tensor([self._stride(row) for row in rows])
         if LATENTS not in found or not {TOKENS, FEATURES} & found.keys():
             batch["video_BTHWC"] = opened.videos(rows)
         return batch
 
     def _stored(self, name: str, rows: list[int]) -> torch.Tensor:
         return torch.stack([item[STORED] for item in self._opened.cached(name, rows)])
+
+    def _stride(self, row: int) -> float:
+        """Source frames from one frame of a clip to the next; DataError where its index does not know the source's rate."""
+        index = self._opened.index
+        about = index.rows.slice(row, 1).select(["id", "source_fps"]).to_pylist()[0]
+        if not about["source_fps"]:
+            raise DataError(f"{self.clips.name} does not say the rate of the source of {about['id']}: leave objective.stride out")
+        return float(about["source_fps"]) / index.fps
 
     def _text(self, rows: list[int]) -> torch.Tensor:
         shards, places = self._opened.caches[TEXT], self._opened.places[TEXT]
@@ -104,7 +118,7 @@ class DivotFeed(PositionFeed):
 
     def __reduce__(self) -> tuple[type["DivotFeed"], tuple[object, ...]]:
         """Pickle the description only: each process opens its own files."""
-        return type(self), (self.clips, self.split, self.seed, self.caches, self.loaders)
+        return type(self), (self.clips, self.split, self.seed, self.caches, self.loaders, self.strides)
 
 
 def drawn(sample: Mapping[str, torch.Tensor], epoch: int) -> torch.Tensor:

@@ -101,7 +101,9 @@ class _Work:
         each = [seed for seed in seeds for _ in range(len(latent_BZthw) // len(seeds))]
         noise_BZthw = draw(each, latent_BZthw.shape[1:], self.device).noise_BZThw
         windows_BND = torch.unflatten(token_BND, 1, (-1, window)).flatten(0, 1)
-        loss_B = mean_v_loss(detokenizer, detokenizer.normalise(latent_BZthw), windows_BND, noise_BZthw)
+        stride = self.sampler.stride
+        stride_B = None if stride is None else torch.full((len(noise_BZthw),), stride, device=self.device)
+        loss_B = mean_v_loss(detokenizer, detokenizer.normalise(latent_BZthw), windows_BND, noise_BZthw, stride_B)
         return loss_B.view(len(seeds), -1).mean(1).cpu()
 
 

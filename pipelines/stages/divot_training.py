@@ -79,7 +79,7 @@ def divot_work(
     _require_contract(caches, model, clips)
 
     def feed(split: "Split") -> DivotFeed:
-        return DivotFeed(clips, split, seed, caches, ctx.resources.loaders)
+        return DivotFeed(clips, split, seed, caches, ctx.resources.loaders, objective.stride)
 
     statistics = None
     if source.start is None:

@@ -59,8 +59,8 @@ def video_bytes_fixture() -> Callable[[int, int], bytes]:
 
 @pytest.fixture
 def make_clips(tmp_path: Path) -> MakeClips:
-    """make_clips(videos, windows=2, shard_clips=4, bad=(), val=(), change={}): a `clips` artifact; video numbers in `bad` no longer decode,
-    those in `change` are stored as it makes them."""
+    """make_clips(videos, windows=2, shard_clips=4, bad=(), val=(), change={}, source_fps=...): a `clips` artifact; video numbers in
+    `bad` no longer decode, those in `change` are stored as it makes them, their rates are what `source_fps` says."""
 
     def make(
         videos: int,
@@ -69,6 +69,7 @@ def make_clips(tmp_path: Path) -> MakeClips:
         bad: tuple[int, ...] = (),
         val: tuple[int, ...] = (),
         change: Mapping[int, Callable[[bytes], bytes]] = MappingProxyType({}),
+        source_fps: Callable[[int], float | None] = lambda number: FPS,
     ) -> Artifact:
         source, folder = tmp_path / "source.tar", Folder(str(tmp_path / "clips"))
         rows = []
@@ -91,6 +92,7 @@ def make_clips(tmp_path: Path) -> MakeClips:
                             "bytes": len(data),
                             "start": start,
                             "end": start + FRAMES / FPS,
+                            "source_fps": source_fps(number),
                             "caption": f"caption {number}",
                             "split": "val" if number in val else "train",
                             "decision": "kept",

@@ -37,6 +37,9 @@ class SamplerConfig(Config):
     """Share of the guided v that is brought to the standard deviation of the conditional one."""
     spacing: Literal["uniform", "trailing"] = "uniform"
     """uniform is the published one, t = 1, 21, ..., 981; trailing ends at 999, where the schedule has no signal left."""
+    # None is not dumped: it would give every model and stage with a sampler another key.
+    stride: Annotated[float | None, Field(gt=0, exclude_if=lambda value: value is None)] = None
+    """Frame stride that the U-Net is told, source frames from one frame to the next; None for that of its configuration."""
     half: bool = False
     """Round alpha_bar to float16 where the published sampler does: the same to three digits, needed to compare with it."""
 

@@ -43,7 +43,7 @@ class Detokenizer(nn.Module):
         self.register_buffer("std_Z", torch.ones(config.unet.z))
 
     def forward(self, noisy_BZThw: Tensor, t_B: Tensor, tokens_BND: Tensor, stride_B: Tensor | None = None) -> Tensor:
-        """v of a normalised noisy latent at integer steps `t_B`."""
+        """v of a normalised noisy latent at integer steps `t_B`, of clips with frame strides `stride_B`, or with the configured one."""
         v_BZThw: Tensor = self.unet(noisy_BZThw, t_B, self.perceiver(tokens_BND), stride_B)
         return v_BZThw
 
@@ -77,15 +77,17 @@ class Detokenizer(nn.Module):
         """
         dtype = self.perceiver.latents_1MD.dtype
         context_BLC = self.perceiver(tokens_BND.to(dtype))
-        velocity = self._velocity(context_BLC)
+        velocity = self._velocity(context_BLC, config.stride)
         if config.guidance > 1:
             null_BLC = self.perceiver(null_ND[None].to(dtype)).expand_as(context_BLC)
-            velocity = guided(self._velocity(torch.cat([context_BLC, null_BLC])), config)
+            velocity = guided(self._velocity(torch.cat([context_BLC, null_BLC]), config.stride), config)
         return self.denormalise(ddim_sample(velocity, (self.config.unet.z, *size), config, seeds, tokens_BND.device))
 
-    def _velocity(self, context_BLC: Tensor) -> Velocity:
+    def _velocity(self, context_BLC: Tensor, stride: float | None) -> Velocity:
+        stride_B = None if stride is None else torch.full((len(context_BLC),), stride, device=context_BLC.device)
+
         def velocity(x_BZThw: Tensor, t_B: Tensor) -> Tensor:
-            v_BZThw: Tensor = self.unet(x_BZThw.to(context_BLC.dtype), t_B, context_BLC)
+            v_BZThw: Tensor = self.unet(x_BZThw.to(context_BLC.dtype), t_B, context_BLC, stride_B)
             return v_BZThw.float()
 
         return velocity

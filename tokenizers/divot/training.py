@@ -13,7 +13,8 @@ The three stages of arXiv 2412.04432 (A.1) that learn from tokens differ in what
 Not published, and chosen here: the Perceiver is there from the start; a dropped condition is the token set of a grey clip, which is what
 the published sampler shows the U-Net without a condition. Batches hold `latent_BTZhw` and `vit_BTND`, the cached latents of the
 autoencoder and features of the vision transformer, or, where these are absent, `video_BTHWC` (bytes) to make them from; in the last two
-stages `token_BND`, cached or drawn tokens, takes the place of the features. All that is random about a sample comes from its `seed_B`,
+stages `token_BND`, cached or drawn tokens, takes the place of the features. With `objective.stride`, `stride_B` are the clips' frame
+strides. All that is random about a sample comes from its `seed_B`,
 but for dropout. Not covered: what comes before, adapting DynamiCrafter's U-Net (`unet_training.py`).
 
 Legend: B clips, T Z h w latents, N tokens or patches, D width, C H W pixels.
@@ -56,6 +57,9 @@ class DivotObjective(Config):
     """Part of the clips that learn without their tokens; None for the published 0 in the joint stage and 0.05 in the others."""
     recompute: bool = False
     """Whether the U-Net computes activations anew in the backward pass: about a third more work for far less memory."""
+    # False is not dumped: it would give every training without it another key.
+    stride: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+    """Whether the U-Net is told each clip's own frame stride, source rate over clip rate, in place of the one of its configuration."""
 
     @property
     def dropped(self) -> float:
@@ -116,7 +120,7 @@ class DivotPlayer(nn.Module):
         if self.objective.dropped:
             dropped_B11 = (draws.uniform_B < self.objective.dropped)[:, None, None]
             token_BND = torch.where(dropped_B11, self.null_tokens(), token_BND)
-        loss_B = v_loss(self.detokenizer, x_BZThw, token_BND, draws.noise_BZThw, draws.t_B)
+        loss_B = v_loss(self.detokenizer, x_BZThw, token_BND, draws.noise_BZThw, draws.t_B, batch.get("stride_B"))
         return loss_B.mean(), {"latent_rms": x_BZThw.square().mean().sqrt()}
 
     def latents(self, batch: Batch) -> Tensor:
@@ -142,9 +146,11 @@ class DivotPlayer(nn.Module):
             return frozen_BND
 
 
-def v_loss(detokenizer: Detokenizer, x_BZThw: Tensor, token_BND: Tensor, noise_BZThw: Tensor, t_B: Tensor) -> Tensor:
-    """Mean squared error of v for each clip, (B,), at normalised latents."""
-    return v_error(detokenizer(schedule.noisy(x_BZThw, noise_BZThw, t_B), t_B, token_BND), x_BZThw, noise_BZThw, t_B)
+def v_loss(
+    detokenizer: Detokenizer, x_BZThw: Tensor, token_BND: Tensor, noise_BZThw: Tensor, t_B: Tensor, stride_B: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of v for each clip, (B,), at normalised latents; None leaves the frame strides to the U-Net's configuration."""
+    return v_error(detokenizer(schedule.noisy(x_BZThw, noise_BZThw, t_B), t_B, token_BND, stride_B), x_BZThw, noise_BZThw, t_B)
 
 
 def v_error(v_BZThw: Tensor, x_BZThw: Tensor, noise_BZThw: Tensor, t_B: Tensor) -> Tensor:
@@ -153,10 +159,12 @@ def v_error(v_BZThw: Tensor, x_BZThw: Tensor, noise_BZThw: Tensor, t_B: Tensor) 
     return error_BZThw.square().flatten(1).mean(1)
 
 
-def mean_v_loss(detokenizer: Detokenizer, x_BZThw: Tensor, token_BND: Tensor, noise_BZThw: Tensor) -> Tensor:
+def mean_v_loss(
+    detokenizer: Detokenizer, x_BZThw: Tensor, token_BND: Tensor, noise_BZThw: Tensor, stride_B: Tensor | None = None
+) -> Tensor:
     """`v_loss` averaged over `EVALUATION_STEPS`, (B,)."""
     steps = (torch.full((len(x_BZThw),), t, device=x_BZThw.device) for t in EVALUATION_STEPS)
-    return torch.stack([v_loss(detokenizer, x_BZThw, token_BND, noise_BZThw, t_B) for t_B in steps]).mean(0)
+    return torch.stack([v_loss(detokenizer, x_BZThw, token_BND, noise_BZThw, t_B, stride_B) for t_B in steps]).mean(0)
 
 
 def latents(model: DivotTokenizer, batch: Batch) -> Tensor:
@@ -211,4 +219,5 @@ class DivotTrainable(Exported):
         noise_BZThw = draw(batch["seed_B"].tolist(), x_BZThw.shape[1:], x_BZThw.device).noise_BZThw
         token_BND = self.player.tokens(batch)
         conditions = {"v_loss": token_BND, "v_loss_null": self.player.null_tokens().expand_as(token_BND)}
-        return {name: mean_v_loss(self.model.detokenizer, x_BZThw, given, noise_BZThw) for name, given in conditions.items()}
+        model, stride_B = self.model.detokenizer, batch.get("stride_B")
+        return {name: mean_v_loss(model, x_BZThw, given, noise_BZThw, stride_B) for name, given in conditions.items()}

@@ -7,16 +7,17 @@ transformer sees it, through a Perceiver with 16 tokens for each frame of the la
 the joint stage; the Perceiver of the images is thrown away. Not published, and chosen here: the frame is one of those the tokenizer sees,
 drawn by `seed_B`, and its Perceiver is trained from nothing beside the U-Net, because the published one reads another transformer.
 
-Batches hold `latent_BTZhw` and `vit_BTND` or `video_BTHWC`, as in the other stages (`training.py`), and `text_BLE`.
+Batches hold `latent_BTZhw` and `vit_BTND` or `video_BTHWC`, and `stride_B`, as in the other stages (`training.py`), and `text_BLE`.
 
 Legend: B clips, T Z h w latents, N patches, D width, L text tokens, E C context width.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from kinetok.tokenizers.base import Batch, Config
@@ -40,6 +41,9 @@ class UNetObjective(Config):
     """DynamiCrafter's checkpoint, a file on every worker; None starts from random weights, and the run says so."""
     recompute: bool = False
     """Whether the U-Net computes activations anew in the backward pass: about a third more work for far less memory."""
+    # False is not dumped: it would give every training without it another key.
+    stride: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+    """Whether the U-Net is told each clip's own frame stride, source rate over clip rate, in place of the one of its configuration."""
 
     def problems(self, steps: int) -> Iterator[str]:
         """What cannot be meant in a run of `steps` steps: nothing."""
@@ -72,7 +76,8 @@ class UNetPlayer(nn.Module):
         """The loss, a scalar, and the scale of the latents."""
         x_BZThw = self.detokenizer.normalise(latents(self.source[0], batch))
         draws = draw(batch["seed_B"].tolist(), x_BZThw.shape[1:], x_BZThw.device)
-        loss_B = self._error(x_BZThw, self._context(batch, draws.uniform_B), draws.noise_BZThw, draws.t_B)
+        context_BLC = self._context(batch, draws.uniform_B)
+        loss_B = self._error(x_BZThw, context_BLC, draws.noise_BZThw, draws.t_B, batch.get("stride_B"))
         return loss_B.mean(), {"latent_rms": x_BZThw.square().mean().sqrt()}
 
     def evaluate(self, batch: Batch) -> Tensor:
@@ -81,10 +86,11 @@ class UNetPlayer(nn.Module):
         draws = draw(batch["seed_B"].tolist(), x_BZThw.shape[1:], x_BZThw.device)
         context_BLC = self._context(batch, draws.uniform_B)
         steps = [torch.full_like(draws.t_B, t) for t in EVALUATION_STEPS]
-        return torch.stack([self._error(x_BZThw, context_BLC, draws.noise_BZThw, t_B) for t_B in steps]).mean(0)
+        stride_B = batch.get("stride_B")
+        return torch.stack([self._error(x_BZThw, context_BLC, draws.noise_BZThw, t_B, stride_B) for t_B in steps]).mean(0)
 
-    def _error(self, x_BZThw: Tensor, context_BLC: Tensor, noise_BZThw: Tensor, t_B: Tensor) -> Tensor:
-        v_BZThw = self.detokenizer.unet(schedule.noisy(x_BZThw, noise_BZThw, t_B), t_B, context_BLC)
+    def _error(self, x_BZThw: Tensor, context_BLC: Tensor, noise_BZThw: Tensor, t_B: Tensor, stride_B: Tensor | None) -> Tensor:
+        v_BZThw = self.detokenizer.unet(schedule.noisy(x_BZThw, noise_BZThw, t_B), t_B, context_BLC, stride_B)
         return v_error(v_BZThw, x_BZThw, noise_BZThw, t_B)
 
     def _context(self, batch: Batch, uniform_B: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from tests.pipelines.data.token_artifacts import SPEC
 from tests.tokenizers.toy_networks import toy_clip, toy_i3d, toy_vgg
 
 from kinetok.infra.artifact import Artifact, Counts
-from kinetok.infra.errors import ConfigError, ContractError
+from kinetok.infra.errors import ConfigError, ContractError, DataError
 from kinetok.infra.fit import TURN, FitConfig
 from kinetok.infra.job import parse_job
 from kinetok.infra.metrics_log import read_metrics
@@ -46,6 +46,7 @@ from kinetok.pipelines.stages.vit import open_vit
 from kinetok.tokenizers import video_metrics
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.causal.perceptual import load_lpips
+from kinetok.tokenizers.divot.unet import VideoUNet
 from kinetok.tokenizers.divot.vit import VitConfig
 
 VIT = {"edge": 16, "patch": 4, "width": 16, "depth": 1, "heads": 2}
@@ -279,6 +280,43 @@ def test_every_epoch_of_adapting_takes_another_draw_and_a_resumed_one_the_same(c
     single = tokens("one", 0)
     assert torch.equal(single.load([0])["token_BND"], feed.load([0])["token_BND"])
     assert {int(single.load([position])["token_BND"][0, 0, 0]) % 100 for position in range(24)} == {0}
+
+
+@pytest.mark.parametrize("fields", [JOINT, UNET_FIRST], ids=["joint", "unet"])
+def test_the_stride_that_reaches_the_unet_is_that_of_the_clips(
+    fields: dict[str, Any], train: Make, make_clips: Any, base: Artifact, finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Source rate over clip rate, where the objective asks for it; the configured one, and the key that was, where not."""
+    rates = {number: 8.0 + 5.5 * number for number in range(6)}
+    clips = make_clips(6, val=(1, 4), source_fps=rates.get)
+    inputs = {"data": clips, "lower": base}
+    if "text" in fields:
+        inputs["text"] = captions(clips, finish, Folder(str(tmp_path / "text")))
+    seen: list[torch.Tensor | None] = []
+    forward = VideoUNet.forward
+
+    def spy(self: VideoUNet, x: Any, t: Any, context: Any, stride_B: torch.Tensor | None = None) -> torch.Tensor:
+        seen.append(stride_B)
+        return forward(self, x, t, context, stride_B)
+
+    monkeypatch.setattr(VideoUNet, "forward", spy)
+    train(fields, "plain", **inputs)
+    assert seen and all(stride is None for stride in seen)
+    seen.clear()
+    asked = fields | {"objective": fields["objective"] | {"stride": True}}
+    train(asked, "asked", **inputs)
+    index, feed = ClipIndex.open(clips), DivotFeed(clips, "train", 0, strides=True)
+    rows = feed._opened.rows_at(list(range(8)))
+    expected = torch.tensor([rates[int(index.rows["video"][row].as_py()[-3:])] / 8 for row in rows])
+    told = [stride for stride in seen if stride is not None]
+    assert len(told) == len(seen) and {float(each) for stride in told for each in stride} <= {rate / 8 for rate in rates.values()}
+    assert all(any(torch.equal(stride, expected[first : first + 2]) for stride in told) for first in (0, 2, 4, 6))
+    assert "stride" not in str(Train.model_validate(fields).literals()["objective"])
+
+
+def test_strides_of_sources_whose_rate_is_not_known_are_refused(make_clips: Any) -> None:
+    with pytest.raises(DataError, match=r"clips does not say the rate of the source of video-00\d/\d+: leave objective\.stride out"):
+        DivotFeed(make_clips(2, source_fps=lambda number: None), "train", 0, strides=True).load([0])
 
 
 def test_caches_of_other_models_or_clips_are_refused(train: Make, cache: Any, clips: Artifact, base: Artifact) -> None:

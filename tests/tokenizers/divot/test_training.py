@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from kinetok.tokenizers.base import Batch
 from kinetok.tokenizers.causal.training import pixels
 from kinetok.tokenizers.divot import schedule
+from kinetok.tokenizers.divot.ddim import SamplerConfig
 from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 from kinetok.tokenizers.divot.training import DivotObjective, DivotTrainable
 
@@ -139,6 +141,47 @@ def test_steps_lower_the_loss_and_tokens_come_to_matter(model: DivotTokenizer) -
     last = training.evaluate(batch)
     assert last["v_loss"].mean() < 0.8 * first["v_loss"].mean()
     assert last["v_loss"].mean() < 0.9 * last["v_loss_null"].mean()
+
+
+def test_the_loss_depends_on_the_frame_stride_once_its_embedding_has_learned(model: DivotTokenizer, batch: Batch) -> None:
+    """Its last layer starts at zero. The configured stride, given, is as none given; of two clips each has its own."""
+    objective, unet = DivotObjective(stage="refine", drop=0), model.detokenizer.unet
+    losses = DivotTrainable(model, objective).evaluate
+
+    def told(*strides: float) -> Tensor:
+        return losses(batch | {"stride_B": torch.tensor(strides)})["v_loss"]
+
+    shake(model)
+    last = unet.from_stride[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.zero_()
+        assert torch.equal(told(3, 3, 3), told(1, 7.5, 3))
+        last.weight.normal_(generator=torch.Generator().manual_seed(0))
+    configured = losses(batch)["v_loss"]
+    torch.testing.assert_close(told(3, 3, 3), configured)
+    own = told(3, 7.5, 1)
+    torch.testing.assert_close(own[0], configured[0])
+    assert (own - configured).abs()[1:].min() > 1e-5
+    with_strides = batch | {"stride_B": torch.tensor([3.0, 7.5, 1.0])}
+    assert abs(loss_of(model, with_strides, objective) - loss_of(model, batch, objective)) > 1e-5
+    assert objective.model_dump().keys() == {"kind", "stage", "drop", "recompute"} and DivotObjective(stride=True).model_dump()["stride"]
+
+
+def test_videos_are_sampled_at_a_given_frame_stride(model: DivotTokenizer) -> None:
+    shake(model)
+    token_BND = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(4))
+    config = model.config.sampler
+
+    def sample(stride: float | None) -> Tensor:
+        given = SamplerConfig.model_validate(config.model_dump() | {"stride": stride})
+        return model.detokenizer.sample(token_BND, model.null_tokens(), model.latent_size, given, [0, 1])
+
+    torch.testing.assert_close(sample(None), sample(model.config.detokenizer.unet.stride))
+    assert not torch.allclose(sample(None), sample(6.5), atol=1e-3)
+    assert "stride" not in model.config.model_dump()["sampler"] and SamplerConfig(stride=2).model_dump()["stride"] == 2
+    with pytest.raises(ValidationError):
+        SamplerConfig(stride=0)
 
 
 def test_dropping_in_the_joint_stage_is_a_problem() -> None:
