@@ -24,7 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinetok.llm.card import generator_card
 from kinetok.tokenizers.base import CONFIG_FILE, WEIGHTS_FILE, Config, Count
+from kinetok.tokenizers.card import CARD_FILE
 
 TIME_SCALE = 1000.0
 """Flow times in [0, 1] are stretched to the range that the sinusoidal features were made for."""
@@ -144,11 +146,12 @@ class VideoDiT(nn.Module):
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, latent statistics included."""
+        """Write `config.json`, `model.safetensors`, latent statistics included, and the model card."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         (target / CONFIG_FILE).write_text(json.dumps(self.config.model_dump(mode="json"), indent=1, sort_keys=True))
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}, target / WEIGHTS_FILE)
+        (target / CARD_FILE).write_text(generator_card(self))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

@@ -15,9 +15,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kinetok.llm.card import generator_card
 from kinetok.llm.dit import VideoDiT
 from kinetok.llm.flow import draw, flow_loss, logit_normal
 from kinetok.tokenizers.base import Batch, Config, weights_digest
+from kinetok.tokenizers.card import CARD_FILE
 from kinetok.tokenizers.causal.posterior import seeded_noise
 
 DIT = "dit"
@@ -58,7 +60,7 @@ class DiTTrainable:
     """A diffusion transformer as the training loop takes it; the latents and embeddings it learns from are cached."""
 
     def __init__(self, model: VideoDiT, objective: DiffusionObjective) -> None:
-        self.model = model
+        self.model, self.objective = model, objective
         self.players: Mapping[str, nn.Module] = {DIT: Player(model, objective)}
         self.frozen: Mapping[str, nn.Module] = {}
 
@@ -81,5 +83,6 @@ class DiTTrainable:
         return weights_digest(module)
 
     def export(self, folder: Path) -> None:
-        """Save the transformer."""
+        """Save the transformer; its card names the objective."""
         self.model.save_pretrained(folder)
+        (folder / CARD_FILE).write_text(generator_card(self.model, self.objective))

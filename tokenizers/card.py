@@ -1,18 +1,22 @@
 """The model card: `README.md` beside a saved model's weights, as the Hugging Face hub shows it.
 
 Made of the model alone (its config, the docstrings of the config's fields, its digests and those of the models below it) and of the
-objective where the saver knows it, so that equal models have equal cards, byte for byte. Figures of a training are appended by
-whoever has them (`figures`). Not covered: cards of anything but tokenizers.
+objective where the saver knows it, so that equal models have equal cards, byte for byte. How it was trained (`training`) and to what
+end (`figures`) is appended by whoever knows. The parts that a card of any model has are public. Not covered: cards of generators and
+language models (`kinetok.llm.card`).
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 if TYPE_CHECKING:
     from kinetok.tokenizers.base import Tokenizer
+    from kinetok.tokenizers.causal.autoencoder import CausalConfig
+    from kinetok.tokenizers.causal.grown import GrownConfig
     from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 
 CARD_FILE = "README.md"
@@ -36,6 +40,29 @@ _CHOICES = """The published description leaves widths, depths, loss weights and 
 model took: every field of its configuration, with what it decides.
 """
 
+_OPEN = """## What the description leaves open
+
+The published description of ProMAG does not say these, or can be read in more than one way. Beside each is what this model does, and the
+field of its configuration that decides it, where one does.
+"""
+
+_IMAGE_PATH = {
+    "none": "no image model: a cosine transform of each cell, which the description does not have",
+    "inflate": "an image model's kernels stand at the latest tap of the video kernels, and all weights are trained from there",
+    "frozen2d": "an image model's kernels stand at the latest tap, and its frozen encoder stays: it computes the first frame's features",
+}
+_NORM = {
+    "rms": "division by the root mean square of each group in each frame",
+    "group": "GroupNorm of each frame, which subtracts the mean: for comparison",
+}
+_MIX = {
+    "add": "a sum",
+    "concat": "a trained projection of both back to the trunk's width, which starts as the sum",
+    "dual": "kept apart, each with a latent head of its own",
+}
+_ADA = {"scale": "a scale", "scale_shift": "a scale and a shift", "none": "nothing: an ablation"}
+_COND = {"pooled_per_frame": "the key features pooled over each frame", "spatial": "the key features at each position"}
+
 _DIVOT = """## How it decodes
 
 Tokens are read by a frozen vision transformer and an encoder after it ({vit}). Decoding is diffusion: it draws noise from a seed, and
@@ -43,9 +70,10 @@ shows what the tokens say, not the very pixels that were encoded. Another seed g
 2412.04432); the code was written from its description, and its authors publish their own weights for academic use.
 """
 
-_OTHERS = "Weights that others trained are used under the licence they were published with.\n"
+LOSS = "## Loss\n"
+OTHERS = "Weights that others trained are used under the licence they were published with.\n"
 
-_NOTICE = """## Before commercial use
+NOTICE = """## Before commercial use
 
 {what} follows ProMAG (arXiv 2501.05442). The published method may be covered by a patent of its authors' employer; commercial users
 should check. The code was written from the public description alone: no code or weights of the authors are in it.
@@ -60,21 +88,28 @@ def model_card(model: "Tokenizer", objective: BaseModel | None = None) -> str:
     parts = [
         f"---\nlibrary_name: kinetok\ntags:\n- video\n- tokenizer\n- {spec.tokenizer}\n---\n",
         _grid_title(model) if divot is None else _set_title(divot),
-        _table(("", ""), [*(_grid(model) if divot is None else _set(divot)), *_parameters(rungs)]),
+        table(("", ""), [*(_grid(model) if divot is None else _set(divot)), *_parameters(rungs)]),
         _USE,
         *([] if divot is None else [_DIVOT.format(vit=divot.config.vit.title)]),
         "## Lineage\n\nThis model, then each frozen model below it. Equal digests are equal weights.\n",
-        _table(("model", "compression", "weights (sha256)"), (_place(rung) for rung in rungs)),
-        *([_OTHERS] if any(map(_is_foreign, rungs)) else []),
+        table(("model", "compression", "weights (sha256)"), (_place(rung) for rung in rungs)),
+        *([OTHERS] if any(map(_is_foreign, rungs)) else []),
         "## Configuration\n",
         *([_CHOICES] if any(ours) else []),
-        *(f"### `{rung.config.kind}`{_rate(rung)}\n\n{_fields(rung.config)}" for rung in rungs),
+        *(f"### `{rung.config.kind}`{_rate(rung)}\n\n{fields(rung.config)}" for rung in rungs),
     ]
     if objective is not None:
-        parts += ["## Loss\n", _fields(objective)]
+        parts += [LOSS, fields(objective)]
     if any(ours):
-        parts.append(_NOTICE.format(what="This model" if ours[0] else "The autoencoder below this model"))
+        parts += [_OPEN, table(("open", "this model", "field"), _choices(rungs))]
+        parts.append(NOTICE.format(what="This model" if ours[0] else "The autoencoder below this model"))
     return "\n".join(parts)
+
+
+def training(config: BaseModel, data: Iterable[tuple[str, str]]) -> str:
+    """A section that says what the weights were fitted to, rows of (what, which), and the numbers of the fit, as `config` has them."""
+    told = table(("learned from", ""), data)
+    return f"\n## How it was trained\n\n{told}\nBy AdamW, with these numbers; `optimizers` has a player for each loss.\n\n{fields(config)}"
 
 
 def figures(metrics: Mapping[str, float]) -> str:
@@ -82,7 +117,18 @@ def figures(metrics: Mapping[str, float]) -> str:
     rows = [(name.removeprefix(_VALIDATION), f"{metrics[name]:.6g}") for name in sorted(metrics) if name.startswith(_VALIDATION)]
     if not rows:
         return ""
-    return "\n## Figures\n\nOn the validation split of the training clips, after the last step.\n\n" + _table(("figure", "value"), rows)
+    return "\n## Figures\n\nOn the validation split of the training clips, after the last step.\n\n" + table(("figure", "value"), rows)
+
+
+def fields(config: BaseModel) -> str:
+    """A table of every field of `config` with its value and its docstring."""
+    return table(("field", "value", "meaning"), _rows(config, ""))
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def lineage(model: "Tokenizer") -> "list[Tokenizer]":
@@ -168,22 +214,56 @@ def _rate(model: "Tokenizer") -> str:
     return f", {model.spec().temporal}x" if _divot(model) is None else ""
 
 
-def _fields(config: BaseModel) -> str:
-    return _table(("field", "value", "meaning"), _rows(config, ""))
-
-
 def _rows(config: BaseModel, path: str) -> Iterator[tuple[str, str, str]]:
-    """Every field but `kind` with its value and docstring; sections are entered, and what is not dumped at its default is left out."""
-    dumped = config.model_dump(mode="json")
+    """Every field but `kind` with its value and docstring; sections are entered, also where they have names of the user's."""
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
             yield from _rows(value, f"{path}{name}.")
-        elif name in dumped and name != "kind":
-            shown = json.dumps(dumped[name])
-            yield f"`{path}{name}`", f"`{shown}`", " ".join((info.description or "").split())
+        elif isinstance(value, dict) and value and all(isinstance(section, BaseModel) for section in value.values()):
+            for key, section in value.items():
+                yield from _rows(section, f"{path}{name}.{key}.")
+        elif name != "kind":
+            yield f"`{path}{name}`", f"`{json.dumps(to_jsonable_python(value))}`", " ".join((info.description or "").split())
 
 
-def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+def _choices(rungs: "Sequence[Tokenizer]") -> Iterator[tuple[str, str, str]]:
+    """What ProMAG's description does not say: (question, what was taken, field), of each of its rungs."""
+    from kinetok.tokenizers.causal.autoencoder import CausalConfig
+    from kinetok.tokenizers.causal.grown import GrownConfig
+
+    for rung in rungs:
+        if isinstance(rung.config, GrownConfig):
+            yield from _of_growth(rung.config, _rate(rung).removeprefix(", "))
+        elif isinstance(rung.config, CausalConfig):
+            yield from _of_base(rung.config)
+            break  # below it is its own image model
+    yield "the posterior while training", "a sample, whose noise is drawn by the clip's own seed; encoding and evaluation take the mean", ""
+
+
+def _of_base(config: "CausalConfig") -> Iterator[tuple[str, str, str]]:
+    yield (
+        "widths and depths",
+        "the layout of Open-MAGVIT2's video network (arXiv 2409.04410), with its own numbers",
+        "`channels`, `mult`, `blocks`",
+    )
+    yield "where training starts, and what an image model is for", _IMAGE_PATH[config.image_path], "`image_path`"
+    yield "the norm without mean subtraction", _NORM[config.norm], "`norm`"
+    yield "AdaGN in the decoder, which MagViT-v2 has", "none: frozen under a grown rung, it would want a latent that is not there", ""
+
+
+def _of_growth(config: "GrownConfig", rate: str) -> Iterator[tuple[str, str, str]]:
+    mixed = _MIX[config.mix] if config.key else "the residual alone: an ablation"
+    yield f"{rate}: how key features and residual are mixed", mixed, "`mix`, `key`"
+    yield f"{rate}: what AdaNorm does to the normalised features", _ADA[config.ada], "`ada`"
+    if config.ada != "none":
+        yield f"{rate}: what AdaNorm sees", _COND[config.cond], "`cond`"
+    yield f"{rate}: new residual blocks of each side", str(config.blocks), "`blocks`"
+    yield f"{rate}: the norm without mean subtraction", _NORM[config.norm], "`norm`"
+    if config.key:
+        yield (
+            f"{rate}: where training starts",
+            "as the rung below on every second frame: its heads are copied, new blocks start as the identity",
+            "",
+        )
+    yield f"{rate}: the decoder below, and a last joint training", "the decoder stays frozen as a whole; there is no joint training", ""

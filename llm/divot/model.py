@@ -26,12 +26,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinetok.llm.card import language_card
 from kinetok.llm.divot.heads import GMMConfig, HeadConfig, build_head
 from kinetok.llm.divot.language import LanguageConfig, PretrainedLanguage, build_language, embedding, merged, output_layer
 from kinetok.llm.divot.mask import QUERY, READ, visible
 from kinetok.llm.divot.sequences import IGNORED
 from kinetok.llm.divot.vocabulary import MOST_TOKENS, Vocabulary
 from kinetok.tokenizers.base import CONFIG_FILE, WEIGHTS_FILE, Batch, Config, Count
+from kinetok.tokenizers.card import CARD_FILE
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -183,7 +185,7 @@ class DivotLM(nn.Module):
         return torch.where(written_BN, self.head.loss(condition_BNP, token_BND, seeds), 0.0), written_BN
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json`, `model.safetensors` (projections and head) and `llm/`; adapters are merged into the language model."""
+        """Write `config.json`, `model.safetensors` (projections and head), the card, and `llm/`, into which adapters are merged."""
         target = Path(folder)
         self.llm.save_pretrained(target / LANGUAGE, state_dict=merged(self.llm))
         self.vocabulary.save_pretrained(target / LANGUAGE)
@@ -192,6 +194,7 @@ class DivotLM(nn.Module):
             name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items() if not name.startswith(f"{LANGUAGE}.")
         }
         save_file(own, target / WEIGHTS_FILE)
+        (target / CARD_FILE).write_text(language_card(self))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

@@ -17,10 +17,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kinetok.llm.card import language_card
 from kinetok.llm.divot.language import LoRAConfig, tune
 from kinetok.llm.divot.mask import PADDING
 from kinetok.llm.divot.model import DivotLM
 from kinetok.tokenizers.base import Batch, Config, tensors_digest, weights_digest
+from kinetok.tokenizers.card import CARD_FILE
 
 PLAYER = "divot_lm"
 BASE = "base"
@@ -85,7 +87,7 @@ class DivotLMTrainable:
         """`checkpointing` computes each layer twice instead of keeping what is inside it: less memory, the same numbers. Under ZeRO-3,
         whose ranks hold pieces of a weight, what is frozen cannot be `watched`.
         """
-        self.model = model
+        self.model, self.objective = model, objective
         tune(model.llm, objective.lora)
         if objective.frozen is not None:
             model.get_submodule(objective.frozen).requires_grad_(False)
@@ -125,5 +127,6 @@ class DivotLMTrainable:
         return module.digest() if isinstance(module, FrozenPart) else weights_digest(module)
 
     def export(self, folder: Path) -> None:
-        """Save the model, its adapters merged."""
+        """Save the model, its adapters merged; its card names the objective."""
         self.model.save_pretrained(folder)
+        (folder / CARD_FILE).write_text(language_card(self.model, self.objective))

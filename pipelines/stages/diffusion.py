@@ -67,24 +67,29 @@ class Diffusion(Stage, FitConfig):
 
     def run(self, ctx: StageContext) -> StageResult:
         """Train, or continue where an earlier attempt was killed."""
+        from kinetok.llm.card import belongs
         from kinetok.pipelines.data.latent_feed import GENERATOR_FILE, LatentFeed, splits
         from kinetok.pipelines.data.token_shards import latent_statistics
+        from kinetok.pipelines.trained_card import complete_card
 
         latents = ctx.input("latents")
         feed = partial(LatentFeed, latents, ctx.input("text"), seed=self.seed, loaders=ctx.resources.loaders)
         train = feed(split="train")
         require_fit(self.model, train.spec)
         ctx.out.write_text(GENERATOR_FILE, train.spec.model_dump_json(indent=1))
+        numbers = FitConfig.model_validate(self.model_dump(include=set(FitConfig.model_fields)))
         metrics = fit(
             partial(build_trainable, self.model, self.objective, latent_statistics(latents)),
             train,
             feed(split="val") if "val" in splits(latents) else None,
-            FitConfig.model_validate(self.model_dump(include=set(FitConfig.model_fields))),
+            numbers,
             out=ctx.out,
             resources=ctx.resources,
             progress=ctx.progress,
             stop=ctx.stop,
         )
+        text = train.spec.text
+        complete_card(ctx, numbers, train.spec.recipe, metrics, belongs(train.spec.latents, (text.text, text.weights)))
         return StageResult(metrics)
 
 

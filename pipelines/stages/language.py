@@ -69,8 +69,10 @@ class Language(Stage, FitConfig):
 
     def run(self, ctx: StageContext) -> StageResult:
         """Train, or continue where an earlier attempt was killed."""
+        from kinetok.llm.card import belongs
         from kinetok.pipelines.data.language_feed import LanguageFeed, LanguageSpec
         from kinetok.pipelines.data.latent_feed import splits
+        from kinetok.pipelines.trained_card import complete_card
 
         start, tokens = ctx.optional("start"), ctx.several("tokens")
         config = self.model or model_config(start)
@@ -90,17 +92,20 @@ class Language(Stage, FitConfig):
             ctx.progress(note=f"of videos that the tokens lack: {', '.join(lost)}")
         train = feed(split="train")
         require_fit(config, train.spec, start)
+        numbers = FitConfig.model_validate(self.model_dump(include=set(FitConfig.model_fields)))
         metrics = fit(
             partial(build_trainable, self.model, start, self.objective, ctx.resources),
             train,
             feed(split="val") if any("val" in splits(artifact) for artifact in tokens) else None,
-            FitConfig.model_validate(self.model_dump(include=set(FitConfig.model_fields))),
+            numbers,
             out=ctx.out,
             resources=ctx.resources,
             progress=ctx.progress,
             stop=ctx.stop,
         )
-        write_spec(ctx.out, LanguageSpec(tokens=train.spec, instructed=self.instructed))
+        spec = LanguageSpec(tokens=train.spec, instructed=self.instructed)
+        write_spec(ctx.out, spec)
+        complete_card(ctx, numbers, spec.recipe, metrics, belongs(spec.tokens))
         return StageResult(metrics | unknown)
 
     @property

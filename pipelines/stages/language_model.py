@@ -36,13 +36,15 @@ class LanguageModel(Stage):
         return {"instructed": self.instructed}
 
     def facts(self) -> Mapping[str, Plain]:
-        """Digest of every file. Raises StoreError where there is no model."""
+        """Digest of every file but the card. Raises StoreError where there is no model."""
+        from kinetok.tokenizers.card import CARD_FILE
+
         folder = Folder(self.where)
         if not folder.exists("config.json"):
             raise StoreError(
                 f"{self.where} holds no config.json: name a folder that a `language` stage or `kinetok convert-language` wrote"
             )
-        return {name: _digest(folder, name) for name in folder.files()}
+        return {name: _digest(folder, name) for name in folder.files() if name != CARD_FILE}
 
     def run(self, ctx: StageContext) -> StageResult:
         """Copy the files. ContractError where the tokens are of another width, or another tokenizer's than the folder says."""

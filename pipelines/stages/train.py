@@ -18,7 +18,6 @@ from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ConfigError
 from kinetok.infra.fit import SUMMARY, FitConfig, fit, fit_problems
 from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
-from kinetok.infra.storage import Folder
 from kinetok.pipelines.stages.clips import Clips
 from kinetok.tokenizers.base import ModelConfig
 from kinetok.tokenizers.catalog import ObjectiveConfig, TokenizerConfig
@@ -106,21 +105,25 @@ class Train(Stage, FitConfig):
     def run(self, ctx: StageContext) -> StageResult:
         """Train, or continue where an earlier attempt was killed."""
         from kinetok.pipelines.data.clip_index import ClipIndex
+        from kinetok.pipelines.trained_card import complete_card
 
-        notes = self._notes()
+        notes, clips = self._notes(), ClipIndex.open(ctx.input("data"))
         ctx.progress(note="; ".join(notes))
         build, feed = self._work(ctx)
+        numbers = FitConfig.model_validate(self.model_dump(include=set(FitConfig.model_fields)))
         metrics = fit(
             build,
             feed("train"),
-            feed("val") if "val" in ClipIndex.open(ctx.input("data")).splits else None,
-            FitConfig.model_validate(self.model_dump(include=set(FitConfig.model_fields))),
+            feed("val") if "val" in clips.splits else None,
+            numbers,
             out=ctx.out,
             resources=ctx.resources,
             progress=ctx.progress,
             stop=ctx.stop,
         )
-        _complete(ctx.out, notes, metrics)
+        # What only the driver knows.
+        ctx.out.write_text(SUMMARY, json.dumps(json.loads(ctx.out.read_text(SUMMARY)) | {"notes": notes}, indent=1))
+        complete_card(ctx, numbers, clips.recipe, metrics)
         return StageResult(metrics)
 
     def _work(self, ctx: StageContext) -> "tuple[Callable[[], Trainable], Callable[[Split], Feed]]":
@@ -200,15 +203,6 @@ def misfits(data: Ref, model: Stage, stages: Mapping[str, Stage]) -> Iterator[st
         yield f"data: {data} has clips of {clips.height} x {clips.width} pixels; the model needs multiples of {config.spatial}"
     elif isinstance(config, DivotConfig) and {clips.height, clips.width} != {config.edge}:
         yield f"data: {data} has clips of {clips.height} x {clips.width} pixels; the model takes {config.edge} x {config.edge} alone"
-
-
-def _complete(out: Folder, notes: tuple[str, ...], metrics: Mapping[str, float]) -> None:
-    """Add what only the driver knows: the notes to `training.json`, the validation figures to the model card."""
-    from kinetok.tokenizers.card import CARD_FILE, figures
-
-    out.write_text(SUMMARY, json.dumps(json.loads(out.read_text(SUMMARY)) | {"notes": notes}, indent=1))
-    card = f"model/{CARD_FILE}"
-    out.write_text(card, out.read_text(card) + figures(metrics))
 
 
 def _require_contract(features: Artifact, lower: Artifact | None) -> None:

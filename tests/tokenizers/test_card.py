@@ -1,13 +1,16 @@
 """The model card: what it says, that it is a function of the model, and that save_pretrained writes it."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
+from pydantic import BaseModel, ConfigDict
 from tests.tokenizers.divot.tiny import tiny_divot
+from tests.tokenizers.pretrained.conftest import random_model
 
 from kinetok.tokenizers.base import Tokenizer
-from kinetok.tokenizers.card import CARD_FILE, figures, lineage, model_card
+from kinetok.tokenizers.card import CARD_FILE, figures, lineage, model_card, training
 from kinetok.tokenizers.catalog import load
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
@@ -67,6 +70,55 @@ def test_a_set_of_tokens_stands_for_a_window_and_a_decoder_that_draws_says_so(ru
     assert "The autoencoder below this model follows ProMAG" in card and "that others trained" not in card
     named = divot.config.model_copy(update={"vit": divot.config.vit.model_copy(update={"path": "a/b"})})
     assert "Weights that others trained" in model_card(DivotTokenizer(named, divot.vit, divot.lower))
+
+
+def test_what_the_description_leaves_open_stands_beside_what_was_taken(rungs: list[Tokenizer]) -> None:
+    """Every reading of every field has its words; what has no field is there as well."""
+    card = model_card(rungs[0])
+    assert "## What the description leaves open" in card
+    assert "| 8x: how key features and residual are mixed | a sum | `mix`, `key` |" in card
+    assert "a cosine transform of each cell, which the description does not have | `image_path` |" in card
+    assert "| AdaGN in the decoder, which MagViT-v2 has | none" in card and "the decoder stays frozen as a whole" in card
+    assert card.count("| the posterior while training | a sample") == 1
+    base = rungs[1]
+    assert isinstance(base, CausalTokenizer) and "8x: " not in model_card(base)
+    for field in ("mix", "ada", "cond", "norm"):
+        values = get_args(GrownConfig.model_fields[field].annotation)
+        cards = {model_card(GrownTokenizer(GrownConfig.model_validate({"blocks": 1, "groups": 2, field: value}), base)) for value in values}
+        opened = {made.split("leaves open")[1].split("## ")[0] for made in cards}
+        assert len(opened) == len(values), f"{field}: two readings have the same words"
+    ablation = model_card(GrownTokenizer(GrownConfig(blocks=1, groups=2, key=False, ada="none"), base))
+    assert "the residual alone: an ablation" in ablation and "its heads are copied" not in ablation
+
+
+def test_an_image_model_below_the_base_is_no_rung_of_its_own() -> None:
+    config = CausalConfig(channels=4, mult=(1, 1), strides=((2, 2),), blocks=1, z=4, groups=2, image_path="frozen2d")
+    card = model_card(CausalTokenizer.build(config, CausalTokenizer(config.image)))
+    assert card.count("| where training starts, and what an image model is for |") == 1 and "its frozen encoder stays" in card
+
+
+def test_models_that_are_not_of_the_description_have_no_such_section(tmp_path: Path) -> None:
+    random_model("wan").save_pretrained(tmp_path)
+    card = model_card(load(tmp_path))
+    assert "leaves open" not in card and "## Configuration" in card
+
+
+class Player(BaseModel):
+    lr: float
+    """Peak."""
+
+
+class Numbers(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+    steps: int
+    """How many."""
+    optimizers: dict[str, Player]
+
+
+def test_how_it_was_trained_names_the_data_and_every_number() -> None:
+    section = training(Numbers(steps=7, optimizers={"autoencoder": Player(lr=0.5)}), [("data", "`clips-00`")])
+    assert section.startswith("\n## How it was trained\n") and "| data | `clips-00` |" in section
+    assert "| `steps` | `7` | How many. |" in section and "| `optimizers.autoencoder.lr` | `0.5` |" in section
 
 
 def test_figures_are_those_of_validation_alone() -> None:

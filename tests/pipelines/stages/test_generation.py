@@ -115,6 +115,9 @@ def test_the_generator_is_a_model_that_knows_its_latents(store: Store) -> None:
     assert {"train/dit/loss", "val/flow_loss"} <= read_metrics(made.folder)[-1].keys()
     spec = GeneratorSpec.model_validate_json(made.folder.read_bytes(GENERATOR_FILE))
     assert (spec.shape, spec.chunk, spec.plan.frames, spec.latents.chunk_frames) == ((4, 4, 4, 4), 2, 5, 5)
+    card = made.folder.read_text("model/README.md")
+    assert spec.latents.weights in card and spec.text.weights in card and "| text encoder | untrained: " in card
+    assert f"`{tokens.name}-{tokens.key}`, 6 samples" in card and "| `optimizers.dit.lr` | `0.001` |" in card
     latents = torch.stack([TokenShards.open(tokens).read(row)["tokens"].double() for row in range(6)])
     torch.testing.assert_close(open_generator(made).mean_Z, latents.mean((0, 2, 3, 4)).float())
 

@@ -101,6 +101,9 @@ def test_a_trained_model_knows_whose_tokens_it_reads(store: Store) -> None:
         made = store.find(name)
         assert not list(problems(made))
         assert language_spec(made) == LanguageSpec(tokens=SPEC, instructed=instructed)
+        card = made.folder.read_text("model/README.md")
+        assert "## How it was trained" in card and SPEC.weights in card and "| lm_loss |" in card.split("## Figures")[1]
+        assert ("| start | `language-" in card) == instructed
         line = read_metrics(made.folder)[-1]
         assert {"train/lm_loss", "train/tokens", "train/tokens_per_second", "val/lm_loss", "val/head_loss"} <= line.keys()
         assert line["val/perplexity"] == pytest.approx(math.exp(line["val/lm_nats"] / line["val/lm_labels"]))

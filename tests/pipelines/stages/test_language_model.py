@@ -22,6 +22,7 @@ from kinetok.pipelines.models import language_spec, open_language
 from kinetok.pipelines.stages.language_model import LanguageModel
 from kinetok.tokenizers.base import DecodeRecipe
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
+from kinetok.tokenizers.card import CARD_FILE
 from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 
 
@@ -46,6 +47,8 @@ def test_a_folder_becomes_an_artifact_that_is_known_by_its_content(folder: Path)
     (folder / "model").rename(folder / "moved")
     moved = LanguageModel(where=str(folder / "moved"), tokens="t")  # type: ignore[arg-type]
     assert moved.key({"tokens": tokens.key}) == made.key
+    (folder / "moved" / CARD_FILE).write_text("figures were added")
+    assert moved.key({"tokens": tokens.key}) == made.key, "what is said of a model is not the model"
     (folder / "moved" / "config.json").write_text((folder / "moved" / "config.json").read_text() + " ")
     assert moved.key({"tokens": tokens.key}) != made.key
 

@@ -145,6 +145,17 @@ def test_a_run_says_what_its_loss_lacks_and_its_figures_reach_the_card(in_proces
     assert f"| psnr | {metrics['val/psnr']:.6g} |" in card and "| `kl` | `1e-06` |" in card
 
 
+def test_the_card_says_what_the_weights_were_fitted_to_and_how(in_process: None, make_clips: Any, tmp_path: Path) -> None:
+    out, clips = Folder(str(tmp_path / "out")), make_clips(4)
+    run(BASE | {"steps": 1}, out, data=clips)
+    section = out.read_text("model/README.md").split("## How it was trained")[1]
+    assert f"| data | `{clips.name}-{clips.key}`" in section and clips.digest in section
+    index = ClipIndex.open(clips)
+    assert f"| a clip | {index.frames} frames of {index.height} x {index.width} pixels at {index.fps:g} frames per second |" in section
+    rows = {"steps": 1, "global_batch": 4, "ema": 0.9, "optimizers.autoencoder.lr": 0.001, "optimizers.autoencoder.eps": 1e-08}
+    assert [name for name, value in rows.items() if f"| `{name}` | `{value}` |" not in section] == []
+
+
 def test_perceptual_weights_that_are_not_there_end_the_run_before_workers_start(make_clips: Any, tmp_path: Path) -> None:
     fields = BASE | {"objective": {"perceptual": {"weights": str(tmp_path / "vgg.pth")}}}
     with pytest.raises(ConfigError, match=r"objective: .*vgg\.pth is no file here"):
