@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kinetok.infra.artifact import Artifact, InputInfo, Record, Store
-from kinetok.infra.errors import StoreError
+from kinetok.infra.errors import DataError, StoreError
 from kinetok.infra.fingerprint import Plain, fingerprint, plain
 from kinetok.infra.job import Job
 from kinetok.infra.sizing import size
@@ -25,6 +25,8 @@ from kinetok.infra.storage import Folder
 Names: TypeAlias = Mapping[str, str | tuple[str, ...]]
 """Names of the stages behind each Ref field; a tuple where the field is one."""
 Number = TypeVar("Number", int, float)
+UNKNOWN = "unknown"
+"""Stands for the key of a step whose identity cannot be told here."""
 SOURCES = "sources"
 """Metric of a stage that reads a source: how many of its things went in."""
 
@@ -109,13 +111,14 @@ class Step:
         }
 
 
-def plan(job: Job, store: Store, forced: Collection[str] = (), *, sources: int | None = None) -> list[Step]:
+def plan(job: Job, store: Store, forced: Collection[str] = (), *, sources: int | None = None, outline: bool = False) -> list[Step]:
     """Every stage of the job, inputs first; those of `forced` count as not built.
 
     With `sources`, everything is to be built, and sized as if the source held so many videos. Raises StoreError where a finished artifact
-    was made of other inputs than there are now.
+    was made of other inputs than there are now; and where a stage's facts are not at hand DataError or StoreError, unless `outline`, which
+    gives such a step and all that is made of it no key (`UNKNOWN`) and the cause as its reason. An outline cannot be run.
     """
-    planner = _Planner(job, store, forced if sources is None else list(job.stages), sources)
+    planner = _Planner(job, store, forced if sources is None else list(job.stages), sources, outline)
     for name in job.order():
         planner.steps[name] = planner.step(name)
     for step in planner.steps.values():
@@ -150,13 +153,23 @@ class _Planner:
     forced: Collection[str]
     sources: int | None = None
     """Size the job as if its source held so many."""
+    outline: bool = False
+    """Show a stage whose facts are not at hand instead of refusing the job."""
     steps: dict[str, Step] = field(default_factory=dict)
     _records: dict[str, list[Artifact]] = field(default_factory=dict)
 
     def step(self, name: str) -> Step:
         stage = self.job.stages[name]
         inputs = _input_names(stage)
-        identity = stage.identity({field_name: self._keys(names) for field_name, names in inputs.items()})
+        above = [ref for _, ref in stage.refs() if self.steps[ref].key == UNKNOWN]
+        if above:
+            return self._without_key(name, inputs, f"its key follows from {above[0]}")
+        try:
+            identity = stage.identity({field_name: self._keys(names) for field_name, names in inputs.items()})
+        except (DataError, StoreError) as error:
+            if not self.outline:
+                raise
+            return self._without_key(name, inputs, f"{error}{_remedy(name, stage)}")
         key = fingerprint(identity)
         found = self.store.get(stage.kind, name, key)
         forced = name in self.forced and (found is not None or self.sources is not None)
@@ -166,6 +179,13 @@ class _Planner:
         reason, changes = ("", ()) if artifact else ("forced", ()) if forced else self._why(name, stage, identity, folder)
         step = Step(name, stage, key, identity, inputs, self.job.resources[name], folder, artifact, reason, changes, forced=forced)
         return step if artifact else replace(step, estimate=self._estimate(step))
+
+    def _without_key(self, name: str, inputs: Names, reason: str) -> Step:
+        """A step of an outline whose identity is not known here."""
+        stage = self.job.stages[name]
+        folder = self.store.folder(stage.kind, name, UNKNOWN)
+        step = Step(name, stage, UNKNOWN, {"facts": {}}, inputs, self.job.resources[name], folder, None, reason)
+        return replace(step, estimate=self._estimate(step))
 
     def _keys(self, names: str | tuple[str, ...]) -> str | list[str]:
         return self.steps[names].key if isinstance(names, str) else [self.steps[name].key for name in names]
@@ -315,6 +335,12 @@ _SIZES: Mapping[str, tuple[str, Callable[[float], str]]] = {
 
 def _unknown(value: Number | None, show: Callable[[Number], str]) -> str:
     return "unknown" if value is None else show(value)
+
+
+def _remedy(name: str, stage: Stage) -> str:
+    """How to name another place to read facts from."""
+    fields = [field for field in stage.reads if isinstance(getattr(stage, field), str)]
+    return "; " + " and ".join(f"--set {name}.{field}=..." for field in fields) + " names another" if fields else ""
 
 
 def _label(source: InputInfo | Step | None) -> str | None:

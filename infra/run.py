@@ -66,6 +66,8 @@ class Selection:
 def run(job: Job, store: Store, selection: Selection = Selection(), *, console: Console | None = None) -> JobRun:
     """Plan the job and build the selected stages; returns once all have ended. Raises KinetokError only before anything starts."""
     chosen = selection.names(job)
+    for stage in job.stages.values():
+        stage.fetch()
     steps = plan(job, store, chosen if selection.force else ())
     _require_inputs(steps, chosen)
     _require_room(steps, chosen)

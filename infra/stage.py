@@ -192,12 +192,21 @@ class Stage(Config):
     scales_with: ClassVar[tuple[str, ...]] = ()
     """Numeric literal fields whose product the stage's time and output grow with; empty: they grow with the samples of its inputs."""
 
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Fields that say where `facts` are read."""
+
     def run(self, ctx: StageContext) -> StageResult:
         """Fill `ctx.out`; called again after a kill with whatever was finished still there."""
         raise NotImplementedError
 
+    def fetch(self) -> None:
+        """Bring to this machine what `facts` reads and is not here; called before a run is planned, never by a plan alone."""
+
     def facts(self) -> Mapping[str, Plain]:
-        """Facts outside the fields that belong to the identity (a source's listing digest); read at plan time, no side effects."""
+        """Facts outside the fields that belong to the identity (a source's listing digest); read at plan time, no side effects.
+
+        Raises DataError or StoreError where what they are read from is not at hand.
+        """
         return {}
 
     def problems(self, resources: Resources, stages: "Mapping[str, Stage]") -> Iterator[str]:

@@ -74,18 +74,27 @@ def main() -> None:
 @click.option("--sources", type=int, metavar="N", help="Size the whole job as if its source held N videos.")
 @_json
 def plan(job: str, overrides: tuple[str, ...], store: str | None, sources: int | None, as_json: bool) -> None:
-    """Show what a job would build, why, and what it takes, by earlier records; nothing is built or written."""
+    """Show what a job would build, why, and what it takes; nothing is built, written or downloaded.
+
+    What it takes is told by earlier records. Training on GPUs that none tells of is sized by its architecture.
+    """
     from kinetok.infra.plan import plan, plan_table, size_table
+    from kinetok.pipelines.estimate import outline_json, outline_table, outlines, unrecorded
 
     loaded, place = _load(job, overrides, store)
-    steps = plan(loaded, place, sources=sources)
+    steps = plan(loaded, place, sources=sources, outline=True)
+    unsized = unrecorded(loaded, steps)
     if as_json:
-        click.echo(json.dumps([step.to_json() for step in steps], indent=1))
+        sized = {name: {"outline": outline_json(each)} for name, each in outlines(loaded, unsized)}
+        click.echo(json.dumps([step.to_json() | sized.get(step.name, {}) for step in steps], indent=1))
         return
     if sources is None:
         _console().print(plan_table(steps))
     if sources is not None or loaded.prices is not None:
         _console().print(size_table(steps))
+    if unsized:
+        click.echo(f"building {len(unsized)} trainings without their memory, to size them", err=True)
+        _console().print(outline_table(outlines(loaded, unsized)))
 
 
 @main.command()

@@ -1,16 +1,19 @@
 """What the training stages of a job will compute and hold, before it is launched; and the token budget of a generator, as tables.
 
-Every model of the job is built without memory for its weights, so a job of full size is priced on a laptop. Not covered: stages that
-only run a model, the speed of a machine, what communication and kernels take on top (`kinetok.llm.cost`).
+Every model of the job is built without memory for its weights, so a job of full size is priced on a laptop, and nothing is downloaded
+for it: the models of the Hugging Face hub that the job files here name are built by their published numbers (`AUTOENCODERS`,
+`LANGUAGES`), others must be on this machine. Not covered: stages that only run a model, what communication and kernels take on top
+(`kinetok.llm.cost`), the speed of a machine but for one assumed rate (`ASSUMED_TFLOPS`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
-from kinetok.infra.errors import ConfigError
+from kinetok.infra.errors import ConfigError, StoreError
 from kinetok.infra.plan import human_bytes, human_seconds
 from kinetok.pipelines.data.language_tasks import Generation, Storytelling
 from kinetok.pipelines.stages.clips import Clips
@@ -26,6 +29,7 @@ from kinetok.tokenizers.divot.unet_training import UNetObjective
 
 if TYPE_CHECKING:
     from kinetok.infra.job import Job
+    from kinetok.infra.plan import Step
     from kinetok.infra.stage import Resources, Stage
     from kinetok.llm.budget import Row
     from kinetok.llm.cost import Memory, Trained, TrainingCost
@@ -34,6 +38,12 @@ if TYPE_CHECKING:
     from kinetok.tokenizers.base import Batch, Tokenizer
 
 Stages = Mapping[str, "Stage"]
+ASSUMED_TFLOPS = 120.0
+"""What a GPU is taken to sustain in training, in TFLOP/s, where no run was recorded: about 40 % of the bf16 peak of an A100."""
+AUTOENCODERS = ("stable-diffusion-v1-5/stable-diffusion-v1-5",)
+"""Repositories of the hub whose autoencoder is Stable Diffusion's."""
+LANGUAGES = ("mistralai/Mistral-7B-Instruct-v0.1",)
+"""Repositories of the hub that hold Mistral-7B."""
 CAPTION = 64
 """Ids of the text beside the clips of a language model's sample."""
 
@@ -49,6 +59,13 @@ class Estimate:
     samples: int
     """Of one step, over all workers."""
     steps: int
+    gpus: float
+    """Of all workers."""
+
+    @property
+    def gpu_hours(self) -> float:
+        """At the rate that is assumed."""
+        return self.flops / (ASSUMED_TFLOPS * 1e12) / 3600
 
     @property
     def flops(self) -> int:
@@ -57,17 +74,61 @@ class Estimate:
 
 
 def estimates(job: "Job") -> Iterator[Estimate]:
-    """Every training stage of the job, in the order that it runs them. Raises StoreError where a model named from outside is not there."""
+    """Every training stage of the job, in the order that it runs them. Raises as `estimate`."""
+    for name in job.order():
+        if isinstance(job.stages[name], Train | Diffusion | Language):
+            yield estimate(job, name)
+
+
+def estimate(job: "Job", name: str) -> Estimate:
+    """One training stage of the job. Raises StoreError or ConfigError where a model named from outside is not on this machine."""
     from kinetok.llm.cost import training_cost
 
-    for name in job.order():
-        stage, resources = job.stages[name], job.resources[name]
-        if not isinstance(stage, Train | Diffusion | Language):
+    stage, resources = job.stages[name], job.resources[name]
+    assert isinstance(stage, Train | Diffusion | Language)
+    cost = training_cost(*_made(stage, job.stages, resources), bf16=stage.precision == "bf16")
+    memory = cost.memory(ema=stage.ema is not None, zero=resources.zero, workers=resources.workers)
+    return Estimate(name, cost, memory, stage.global_batch, stage.steps, resources.workers * resources.gpus)
+
+
+def unrecorded(job: "Job", steps: "Iterable[Step]") -> list[str]:
+    """The training stages on GPUs that a plan would build and knows nothing of: no record of their kind is in the store."""
+    trainings = (step for step in steps if isinstance(step.stage, Train | Diffusion | Language))
+    return [step.name for step in trainings if step.artifact is None and step.estimate.seconds is None and job.resources[step.name].gpus]
+
+
+def outlines(job: "Job", names: Iterable[str]) -> Iterator[tuple[str, Estimate | str]]:
+    """Each stage with its estimate, or with why it has none."""
+    for name in names:
+        try:
+            yield name, estimate(job, name)
+        except (ConfigError, StoreError) as error:
+            yield name, f"unknown: {error}"
+
+
+def outline_table(found: Iterable[tuple[str, Estimate | str]]) -> Table:
+    """What training on GPUs takes by the architectures alone, for a plan without records."""
+    assumed = f"without a record to go by: from the architectures, at {ASSUMED_TFLOPS:g} TFLOP/s a GPU; memory of one worker"
+    table = Table(header_style="bold", expand=False, caption=assumed, caption_justify="left")
+    table.add_column("training stage")
+    for column in ("trained", "frozen", "FLOPs", "GPU hours", "time", "memory"):
+        table.add_column(column, justify="right")
+    for name, each in found:
+        if isinstance(each, str):
+            table.add_row(name, escape(each))
             continue
-        made = _made(stage, job.stages, resources)
-        cost = training_cost(*made, bf16=stage.precision == "bf16")
-        memory = cost.memory(ema=stage.ema is not None, zero=resources.zero, workers=resources.workers)
-        yield Estimate(name, cost, memory, stage.global_batch, stage.steps)
+        hours = f"{each.gpu_hours:,.0f}" if each.gpu_hours >= 10 else f"{each.gpu_hours:.2g}"
+        counts = (human_count(each.cost.trained), human_count(each.cost.frozen), human_count(each.flops))
+        table.add_row(name, *counts, hours, human_seconds(each.gpu_hours / each.gpus * 3600), human_bytes(each.memory.total))
+    return table
+
+
+def outline_json(each: Estimate | str) -> dict[str, float | str]:
+    """An outline as plain data."""
+    if isinstance(each, str):
+        return {"unknown": each.removeprefix("unknown: ")}
+    counts = {"trained": each.cost.trained, "frozen": each.cost.frozen, "flops": each.flops, "memory": each.memory.total}
+    return {**counts, "gpu_hours": each.gpu_hours, "assumed_tflops": ASSUMED_TFLOPS}
 
 
 def estimate_table(found: Iterable[Estimate]) -> Table:
@@ -171,11 +232,20 @@ def _language(stage: Language, stages: Stages, resources: "Resources") -> "tuple
 
 def _language_config(stage: Language, stages: Stages) -> "DivotLMConfig":
     """Numbers of the model that a stage trains, or goes on with."""
+    from kinetok.llm.divot.language import PretrainedLanguage
+    from kinetok.llm.divot.presets import MISTRAL_7B
+    from kinetok.pipelines.models import is_hub_id, on_machine
+
     while stage.model is None:
         start = stages[str(stage.start)]
         if not isinstance(start, Language):
             raise ConfigError(f"start: {stage.start} was trained elsewhere; what it costs is not known before it is in the store")
         stage = start
+    language = stage.model.language
+    if isinstance(language, PretrainedLanguage) and language.path in LANGUAGES and is_hub_id(language.path):
+        return stage.model.model_copy(update={"language": MISTRAL_7B})
+    if isinstance(language, PretrainedLanguage) and not on_machine(language.path):
+        raise ConfigError(f"{language.path} is not on this machine yet; a run downloads it from the Hugging Face hub")
     return stage.model
 
 
@@ -257,11 +327,13 @@ def _generator(stage: Diffusion, stages: Stages, resources: "Resources") -> "tup
 
 def _tokenizer(name: str, stages: Stages) -> "Tokenizer":
     """The tokenizer that a stage trains or brings in, on the meta device."""
-    from kinetok.pipelines.models import load
+    from kinetok.pipelines.models import is_hub_id, load
+    from kinetok.tokenizers.divot.released import frame_autoencoder
 
     stage = stages[name]
     if isinstance(stage, Model):
-        return load(stage.where).to("meta")
+        known = stage.where in AUTOENCODERS and is_hub_id(stage.where)
+        return frame_autoencoder() if known else load(stage.where, download=False).to("meta")
     assert isinstance(stage, Train)
     return _build(stage, stages)
 

@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,13 +37,13 @@ WEIGHTS = "diffusion_pytorch_model*"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load(where: str | Path, *, store: str | Path | None = None) -> "Tokenizer":
+def load(where: str | Path, *, store: str | Path | None = None, download: bool = True) -> "Tokenizer":
     """The tokenizer at `where`, in eval mode on the CPU.
 
     `where` is a folder with `config.json` (of diffusers too, or of one of its pipelines), a folder of a `train` artifact, the name or key
     of one in `store` (default: $KINETOK_STORE, else `./work`), `models:/name@alias` and `models:/name/version` in MLflow
-    ($MLFLOW_TRACKING_URI, else the store's own database), or an `owner/name` of the Hugging Face hub. Raises StoreError where there is
-    none, or none that can be used.
+    ($MLFLOW_TRACKING_URI, else the store's own database), or an `owner/name` of the Hugging Face hub, of which
+    without `download` only what was downloaded before counts. Raises StoreError where there is none, or none that can be used.
     """
     text = os.fspath(where)
     place = Store(Folder(str(store or os.environ.get(STORE_VARIABLE, DEFAULT_STORE))))
@@ -52,9 +52,20 @@ def load(where: str | Path, *, store: str | Path | None = None) -> "Tokenizer":
     for folder in (Folder(text), Folder(text) / MODEL, Folder(text) / VAE):
         if folder.exists(CONFIG):
             return open_model(folder)
-    if HUB_ID.fullmatch(text) and not Path(text).exists():
-        return open_model(_from_hub(text))
+    if is_hub_id(text):
+        return open_model(_from_hub(text) if download else _from_cache(text))
     return open_model(model_folder(place.find(text)))
+
+
+def fetch(where: str) -> None:
+    """Download what `load(where)` would have to. Raises StoreError where the Hugging Face hub has no such model."""
+    if is_hub_id(where):
+        _from_hub(where)
+
+
+def is_hub_id(where: str) -> bool:
+    """Whether this is an `owner/name` of the Hugging Face hub, and nothing on this machine."""
+    return HUB_ID.fullmatch(where) is not None and not Path(where).exists()
 
 
 def model_folder(artifact: Artifact) -> Folder:
@@ -124,6 +135,13 @@ def _open_local(folder: str | Path) -> "Tokenizer":
         raise StoreError(f"{folder} holds no model that can be loaded: {error}") from error
 
 
+def on_machine(where: str) -> bool:
+    """Whether this is a folder, or the settings of a hub's model were downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return not is_hub_id(where) or isinstance(try_to_load_from_cache(where, CONFIG), str)
+
+
 def _from_hub(name: str) -> Folder:
     """The autoencoder of a repository on the Hugging Face hub: its settings first, its weights only where there is an adapter."""
     from huggingface_hub import snapshot_download
@@ -139,6 +157,19 @@ def _from_hub(name: str) -> Folder:
     except (OSError, ValueError) as error:
         raise StoreError(f"{name} is no folder with a {CONFIG}, and the Hugging Face hub gives no model of that name: {error}") from error
     return Folder(str(copy / place))
+
+
+def _from_cache(name: str) -> Folder:
+    """The autoencoder of a repository on the Hugging Face hub that was downloaded before; StoreError where none was."""
+    from huggingface_hub import snapshot_download
+
+    copy = None
+    with suppress(OSError, ValueError):
+        copy = Path(snapshot_download(name, local_files_only=True))
+    for place in () if copy is None else (copy / VAE, copy):
+        if (place / CONFIG).is_file() and any(place.glob(WEIGHTS)):
+            return Folder(str(place))
+    raise StoreError(f"{name} is not on this machine yet; a run downloads it from the Hugging Face hub")
 
 
 def _from_registry(address: str, store: Store) -> "Tokenizer":

@@ -1,6 +1,7 @@
 """The repository's own rules, checked by reading the code: floors, sizes, one training loop, shared namespaces."""
 
 import ast
+import itertools
 import subprocess
 from pathlib import Path
 
@@ -36,6 +37,22 @@ def test_floors_hold(path: Path) -> None:
     forbidden = FORBIDDEN[path.relative_to(ROOT).parts[0]]
     wrong = {name for name in _imports(ast.parse(path.read_text())) for floor in forbidden if name == floor or name.startswith(floor + ".")}
     assert not wrong, f"{_id(path)} imports {wrong}"
+
+
+def test_tokenizer_families_share_what_the_docs_say() -> None:
+    families = ("causal", "pretrained", "divot")
+    found = {}
+    for family, other in itertools.permutations(families, 2):
+        start = f"kinetok.tokenizers.{other}."
+        paths = (ROOT / "tokenizers" / family).glob("*.py")
+        if used := {name.removeprefix(start) for path in paths for name in _imports(ast.parse(path.read_text())) if name.startswith(start)}:
+            found[family, other] = used
+    shared = {
+        ("pretrained", "causal"): {"layers", "posterior", "rung"},
+        ("divot", "causal"): {"training"},
+        ("divot", "pretrained"): {"base"},
+    }
+    assert found == shared
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_id)

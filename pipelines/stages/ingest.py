@@ -14,6 +14,7 @@ class Ingest(Stage):
 
     kind: Literal["ingest"] = "ingest"
     version: ClassVar[int] = 1
+    reads: ClassVar[tuple[str, ...]] = ("source", "csv")
     source: str | None = None
     """Tars (`s3://b/{000000..000099}.tar`, `data/*.tar`, one tar) or a folder of videos or tars."""
     made_by: Annotated[Ref, Produces("scenes")] | None = None
@@ -34,13 +35,20 @@ class Ingest(Stage):
         return self
 
     def facts(self) -> Mapping[str, Plain]:
-        """Digest of what the source holds now. Raises DataError where there is nothing."""
+        """Digest of what the source holds now. Raises DataError where there is nothing, or a table is not there."""
+        from kinetok.infra.errors import DataError
         from kinetok.pipelines.data.sources import list_source, version_of
 
         if self.source is None:
             return {}
-        tables = (version_of(url) for url in (self.csv, self.split_csv) if url)
-        return {"listing": list_source(self.source).digest, "tables": [f"{size} {version}" for size, version in tables]}
+        listing = list_source(self.source).digest
+        try:
+            tables = [version_of(url) for url in (self.csv, self.split_csv) if url]
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{error.filename or error} is not there: csv and split_csv name tables beside the source {self.source}"
+            ) from error
+        return {"listing": listing, "tables": [f"{size} {version}" for size, version in tables]}
 
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.infra.errors import DataError

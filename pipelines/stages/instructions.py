@@ -21,6 +21,7 @@ class Instructions(Stage):
 
     kind: Literal["instructions"] = "instructions"
     version: ClassVar[int] = 2
+    reads: ClassVar[tuple[str, ...]] = ("source",)
     scenes: Annotated[Ref, Produces("scenes")] | None = None
     """Drawn scenes to ask about."""
     source: str | None = None

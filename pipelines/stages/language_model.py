@@ -24,6 +24,7 @@ class LanguageModel(Stage):
 
     kind: Literal["language_model"] = "language_model"
     version: ClassVar[int] = 1
+    reads: ClassVar[tuple[str, ...]] = ("where",)
     where: str
     """The folder."""
     tokens: Annotated[Ref, Produces("encode")]

@@ -15,6 +15,7 @@ class Model(Stage):
 
     kind: Literal["model"] = "model"
     version: ClassVar[int] = 1
+    reads: ClassVar[tuple[str, ...]] = ("where",)
     where: str
     """What `kinetok.load` takes: a folder (of an artifact, or of diffusers), `models:/name@alias`, the name of an artifact, or an
     `owner/name` of the Hugging Face hub.
@@ -26,11 +27,17 @@ class Model(Stage):
         """Nothing: the same weights elsewhere are the same model."""
         return {}
 
+    def fetch(self) -> None:
+        """Download what only the hub has. Raises StoreError where it has no such model."""
+        from kinetok.pipelines.models import fetch
+
+        fetch(self.where)
+
     def facts(self) -> Mapping[str, Plain]:
-        """Config and identity of what is at `where` now. Raises StoreError where there is no model."""
+        """Config and identity of what is at `where` now. Raises StoreError where there is no model, or it was not downloaded yet."""
         from kinetok.pipelines.models import load
 
-        model = load(self.where)
+        model = load(self.where, download=False)
         return {"config": model.config.model_dump(mode="json"), "weights": model.identity()}
 
     def run(self, ctx: StageContext) -> StageResult:

@@ -30,6 +30,7 @@ class Write(Stage):
 
     kind: Literal["write"] = "write"
     version: ClassVar[int] = 1
+    reads: ClassVar[tuple[str, ...]] = ("prompts",)
     uses_ray: ClassVar[bool] = True
     model: Annotated[Ref, Produces("language", "language_model")]
     """The language model."""

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from kinetok.infra.artifact import Store
-from kinetok.infra.errors import StoreError
-from kinetok.infra.plan import Step, human_bytes, human_seconds, plan, plan_table, size_table
+from kinetok.infra.errors import DataError, StoreError
+from kinetok.infra.plan import UNKNOWN, Step, human_bytes, human_seconds, plan, plan_table, size_table
 from kinetok.infra.run import run
+from kinetok.infra.stage import Stage
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
 
@@ -40,6 +41,34 @@ def test_planning_touches_nothing(toys: ModuleType, tmp_path: Path) -> None:
     store = tmp_path / "work"
     assert all(why(step) == ["new"] and step.artifact is None for step in steps(toys, store).values())
     assert not store.exists()
+
+
+def test_an_outline_shows_what_it_cannot_tell_and_all_else(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage whose facts are not at hand has no key, nor has what is made of it; its records still size it."""
+    place = built(toys, tmp_path)
+    whole = steps(toys, tmp_path)
+
+    few = toys.job(tmp_path)[0].stages["few"]
+
+    def facts(stage: Stage) -> dict[str, Any]:
+        if stage == few:
+            raise DataError("there is nothing at few")
+        return {}
+
+    monkeypatch.setattr(type(few), "facts", facts)
+    job, _ = toys.job(tmp_path)
+    with pytest.raises(DataError, match="there is nothing at"):
+        plan(job, place)
+    found = {step.name: step for step in plan(job, place, outline=True)}
+    below = job.downstream(["few"])
+    assert "few" in below and below != set(found)
+    for name, step in found.items():
+        known = name not in below
+        assert (step.key != UNKNOWN) == (step.artifact is not None) == known, name
+        assert not known or step.key == whole[name].key
+    assert found["few"].reason.startswith("there is nothing at") and found["total"].reason.startswith("its key follows from ")
+    assert found["few"].estimate.written == place.find("few").record.counts.written
+    assert plan_table(found.values()).row_count == len(found) and found["few"].to_json()["cached"] is False
 
 
 def test_a_job_is_sized_as_if_its_source_held_more(toys: ModuleType, tmp_path: Path) -> None:

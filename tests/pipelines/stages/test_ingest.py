@@ -8,8 +8,11 @@ from tests.pipelines.stages.running import run_stage
 
 from kinetok.infra.artifact import Store
 from kinetok.infra.errors import DataError
+from kinetok.infra.job import parse_job
+from kinetok.infra.plan import plan
 from kinetok.infra.stage import Ref, Resources, StageContext
 from kinetok.infra.storage import Folder
+from kinetok.pipelines.catalog import STAGES
 from kinetok.pipelines.data.pack import pack
 from kinetok.pipelines.data.sources import SourcePlan
 from kinetok.pipelines.stages.ingest import Ingest
@@ -90,3 +93,16 @@ def test_fields_that_do_not_go_together(fields: dict[str, str], message: str) ->
 def test_nothing_there_is_said_at_plan_time(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         Ingest(source=f"{tmp_path}/none/*.tar").facts()
+
+
+def test_a_plan_without_the_source_names_the_remedy(tmp_path: Path) -> None:
+    """Neither the videos nor the tables beside them."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "1.mp4").write_bytes(b"video")
+    for fields in ({"source": f"{tmp_path}/none/*.tar"}, {"source": f"{tmp_path}/there", "csv": f"{tmp_path}/none.csv"}):
+        job = parse_job({"name": "j", "stages": {"videos": {"kind": "ingest", **fields}}}, STAGES)
+        with pytest.raises(DataError, match="none"):
+            plan(job, Store(Folder(str(tmp_path / "store"))))
+        (step,) = plan(job, Store(Folder(str(tmp_path / "store"))), outline=True)
+        named = " and ".join(f"--set videos.{field}=..." for field in fields)
+        assert "none" in step.reason and step.reason.endswith(f"; {named} names another")
