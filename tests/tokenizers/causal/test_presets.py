@@ -24,13 +24,23 @@ def ladder() -> list[Rung]:
         return [base, grown, top, *(CausalTokenizer(direct(FULL_4X, times)) for times in (2, 4))]
 
 
-@pytest.mark.parametrize(("frames", "pixels"), [(17, 256), (17, 512), (340, 256)])
+@pytest.mark.parametrize(("frames", "pixels"), [(17, 256), (17, 512), (340, 256), (340, 512)])
 def test_full_size_ladder_has_its_geometry(ladder: list[Rung], frames: int, pixels: int) -> None:
     video = torch.empty(1, 3, frames, pixels, pixels, device="meta")
     for model, temporal in zip(ladder, (4, 8, 16, 8, 16), strict=True):
         tokens = model.encode(video)
         assert tokens.values.shape == (1, 16, 1 + -(-(frames - 1) // temporal), pixels // 8, pixels // 8)
         assert model.decode(tokens).shape == video.shape
+
+
+def test_eight_latent_channels_change_the_heads_alone() -> None:
+    with torch.device("meta"):
+        base = CausalTokenizer(FULL_4X.model_copy(update={"z": 8}))
+        top = GrownTokenizer(FULL_GROWN, GrownTokenizer(FULL_GROWN, base))
+        video = torch.empty(1, 3, 17, 256, 256)
+    assert [model.encode(video).values.shape[1:3] for model in (base, top)] == [(8, 5), (8, 2)]
+    assert top.decode(top.encode(video)).shape == video.shape
+    assert millions(base) == pytest.approx(229.3, abs=0.1) and millions(top) == pytest.approx(78.5, abs=0.1)
 
 
 def test_full_size_ladder_has_its_size(ladder: list[Rung]) -> None:
