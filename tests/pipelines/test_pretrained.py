@@ -8,7 +8,9 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from rich.console import Console
+from tests.pipelines.conftest import video_bytes
 from tests.pipelines.stages.running import run_stage
 from tests.pipelines.stages.test_train import in_process  # noqa: F401 a fixture
 from tests.tokenizers.pretrained.conftest import random_model
@@ -21,11 +23,16 @@ from kinetok.infra.run import run
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.catalog import STAGES
+from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.recipe import IndexRecipe
 from kinetok.pipelines.data.token_shards import TokenShards
+from kinetok.pipelines.data.verify import problems
 from kinetok.pipelines.models import growable, load, open_model
 from kinetok.pipelines.stages.model import Model
 from kinetok.pipelines.tokenize import tokenize
+from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
+from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
+from kinetok.tokenizers.causal.rung import Rung
 from kinetok.tokenizers.pretrained.base import Pretrained
 
 QUIET = Console(file=io.StringIO())
@@ -127,3 +134,42 @@ def test_a_rung_grows_on_wan_and_both_tokenize(wan: Path, tmp_path: Path, video_
         shards = TokenShards.open(done.tokens)
         assert len(shards) == 8 and shards.read(0)["tokens"].shape == (16, 2, 2, 2)
         assert shards.spec.weights == load(model).spec().weights
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One video, of two windows."""
+    folder = tmp_path_factory.mktemp("film")
+    (folder / "0.mp4").write_bytes(video_bytes(0, 2))
+    return folder
+
+
+def _save_ours(folder: Path, doublings: int) -> None:
+    torch.manual_seed(0)
+    model: Rung = CausalTokenizer(CausalConfig(channels=8, mult=(1, 1, 1), strides=((2, 2), (2, 2)), blocks=1, z=4, groups=4))
+    for _ in range(doublings):
+        model = GrownTokenizer(GrownConfig(blocks=1, groups=4), model)
+    model.save_pretrained(folder)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("name", ["ours, 8x", "ours, 16x", "cosmos-8", "cogvideox", "ltx"])
+def test_every_family_tokenizes_a_folder(name: str, film: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What lies in the shards is what the model makes of the clips; all runs share a store, and so the clips."""
+    folder = tmp_path_factory.mktemp("model")
+    if name.startswith("ours"):
+        _save_ours(folder, 1 if "8x" in name else 2)
+    else:
+        random_model(name).save_pretrained(folder)
+    recipe = IndexRecipe.model_validate(CLIPS | {"height": 32, "width": 32})
+    done = tokenize(str(folder), str(film), f"{film}-store", recipe=recipe, resources=Resources(batch_size=2), console=QUIET)
+    shards, index, model = TokenShards.open(done.tokens), ClipIndex.open(done.clips), load(folder)
+    assert len(shards) == len(index) == 2 and list(problems(done.tokens)) == []
+    assert shards.spec.weights == model.spec().weights
+    for row in range(2):
+        video = torch.from_numpy(index.read_clip(row)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        with torch.no_grad():
+            expected = model.encode(video).values[0]
+        torch.testing.assert_close(shards.read(row)["tokens"].float(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))

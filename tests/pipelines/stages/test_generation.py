@@ -140,6 +140,27 @@ def test_seeds_decide_all_and_videos_have_the_length_asked_for(store: Store, tmp
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_chunks_that_overlap_are_learned_sampled_and_blended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips of 10 frames are two chunks of 6 that share 2; 14 frames are three."""
+    monkeypatch.setattr(diffusion, "fit", fit)
+    more = {
+        "over_tokens": JOB["tokens"] | {"chunks": {"frames": 6, "overlap": 2}},
+        "over_film": JOB["diffusion"] | {"latents": "over_tokens", "model": JOB["diffusion"]["model"] | {"chunk": 3}, "steps": 1},
+        "over": JOB["generated"] | {"model": "over_film", "prompts": ["a red disc"], "frames": 14},
+    }
+    job = parse_job({"name": "j", "tracking": None, "stages": JOB | more, "resources": {"default": {"batch_size": 2}}}, STAGES)
+    state = run(job, store, Selection(only=tuple(more)))
+    assert state.succeeded, {name: stage.error for name, stage in state.stages.items()}
+    spec = GeneratorSpec.model_validate_json(store.find("over_film").folder.read_bytes(GENERATOR_FILE))
+    assert (spec.shape, spec.chunk, spec.plan.frames, spec.plan.overlap) == ((4, 6, 4, 4), 3, 6, 2)
+    about = Generation.model_validate_json(store.find("over").folder.read_bytes("prompts.json"))
+    assert about.tokens == 3 * 3 * 4 * 4
+    with av.open(io.BytesIO(store.find("over").folder.read_bytes(about.videos[0].file))) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 14
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_captions_of_the_val_split_are_prompts(store: Store, tmp_path: Path) -> None:
     rows = ClipIndex.open(store.find("clips")).rows.to_pylist()
     expected = list(dict.fromkeys(row["caption"] for row in rows if row["split"] == "val"))
