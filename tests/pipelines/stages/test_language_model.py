@@ -21,8 +21,8 @@ from kinetok.pipelines.data.verify import problems
 from kinetok.pipelines.models import language_spec, open_language
 from kinetok.pipelines.stages.language_model import LanguageModel
 from kinetok.tokenizers.base import DecodeRecipe
-from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.card import CARD_FILE
+from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 
 
