@@ -68,7 +68,7 @@ class Manner:
 
 
 LIVELY = Manner((0.2, 0.42), turning=True, motions=MOTIONS, aside=0.6, reach=1.0, beyond=0.3)
-PLAIN = Manner((0.5, 0.65), turning=False, motions=STRAIGHT, aside=0.25, reach=0.4, beyond=0.0)
+PLAIN = Manner((0.35, 0.45), turning=False, motions=STRAIGHT, aside=0.4, reach=0.6, beyond=0.0)
 
 
 class Canvas:
