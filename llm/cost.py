@@ -121,7 +121,7 @@ def dit_flops(config: DiTConfig, latent: tuple[int, int, int], text_tokens: int)
 
 def count_flops(work: Callable[[], object]) -> int:
     """FLOPs of whatever `work` does with tensors, backward passes included."""
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_CPU_KERNELS) as counter:
         work()
     total: int = counter.get_total_flops()
     return total
@@ -205,8 +205,13 @@ def _attention_backward(gradient: torch.Size, q: torch.Size, k: torch.Size, *_: 
     return 10 * q.numel() * k[-2]
 
 
-_CPU_ATTENTION = {
+def _convolution(x: torch.Size, weight: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
+    return 2 * out_shape.numel() * weight[1:].numel()
+
+
+_CPU_KERNELS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    torch.ops.aten.mkldnn_convolution: _convolution,
 }
-"""The fused attention of the CPU, which torch's counter does not know."""
+"""Fused attention and oneDNN's convolution, which torch's counter does not know."""

@@ -122,9 +122,6 @@ class Loop:
     def __init__(self, trainable: Trainable, course: Course, state: Path) -> None:
         self.trainable, self.course, self.state = trainable, course, state
         ((_, self.player),) = trainable.players.items()
-        for module in self.player.modules():
-            if isinstance(module, nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)
         self.trained = [parameter for parameter in self.player.parameters() if parameter.requires_grad]
         self.parameters = sum(parameter.numel() for parameter in self.trained)
         self.optimizer = adamw(self.player, PlayerConfig(lr=course.lr, betas=(0.9, 0.99), weight_decay=0.01))

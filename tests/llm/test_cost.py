@@ -48,7 +48,7 @@ LATENTS = {
     "text_mask_BL": torch.ones(2, 7, dtype=torch.bool),
     "seed_B": torch.arange(2),
 }
-VIDEO = {"video_BTHWC": torch.zeros(2, 9, 32, 32, 3, dtype=torch.uint8), "seed_B": torch.arange(2)}
+VIDEO = {"video_BTHWC": torch.zeros(2, 9, 64, 64, 3, dtype=torch.uint8), "seed_B": torch.arange(2)}
 CASES: dict[str, tuple[Callable[[], Trained], Batch]] = {
     "dit": (make_dit, LATENTS),
     "base": (lambda: make_rung(grown=False), VIDEO),
@@ -136,3 +136,5 @@ def test_flops_of_a_tokenizer() -> None:
     tokens = model.encode(video)
     real = (count_flops(lambda: model.encode(video)), count_flops(lambda: model.decode(tokens)))
     assert tokenizer_flops(make_base, video.shape) == real
+    pair = tokenizer_flops(make_base, (2, *video.shape[1:]))
+    assert pair == (2 * real[0], 2 * real[1]), "one clip alone is convolved by another kernel, which counts alike"

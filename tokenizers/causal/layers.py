@@ -2,7 +2,7 @@
 
 Every layer is causal in time: output frame i never depends on input frames after the ones it stands for. The first frame stands
 for itself alone and each further step of a layer of stride 2 for two frames, so 1 + 2k frames become 1 + k and back. A video may come
-in pieces: layers that look back take a `Memory`, which the caller keeps from piece to piece. Not covered: spatial tiling (`tiling`).
+in pieces: layers that look back take a `Memory`, which the caller keeps from piece to piece. Channels that are last in memory stay so. Not covered: spatial tiling (`tiling`).
 
 Legend: B clips, C channels, G groups, T H W frames, rows, columns of the layer's input, t h w of its output.
 """
@@ -27,12 +27,30 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(width_in, width_out, 3, stride=stride, padding=(0, 1, 1))
 
     def forward(self, x_BCTHW: Tensor, memory: Memory | None = None) -> Tensor:
-        past_BCTHW = memory[self] if memory and self in memory else x_BCTHW[:, :, :1].expand(-1, -1, 2, -1, -1)
-        seen_BCTHW = torch.cat([past_BCTHW, x_BCTHW], dim=2)
-        y_BCthw = super().forward(seen_BCTHW)
+        # The first frame twice, not expanded: beside a tensor with a stride of 0, `cat` forgets the memory format of x.
+        past = [memory[self]] if memory and self in memory else [x_BCTHW[:, :, :1]] * 2
+        seen_BCTHW = torch.cat([*past, x_BCTHW], dim=2)
+        y_BCthw = self._convolve(seen_BCTHW)
         if memory is not None:
             memory[self] = seen_BCTHW[:, :, y_BCthw.shape[2] * self.stride[0] :].clone()  # a view would keep all of it
         return y_BCthw
+
+    def _convolve(self, x_BCTHW: Tensor) -> Tensor:
+        if not leaves_onednn_out(x_BCTHW):
+            return super().forward(x_BCTHW)
+        # By name: what tiles convolutions reads the arguments of all kinds alike.
+        return torch.mkldnn_convolution(
+            x_BCTHW, self.weight, self.bias, padding=self.padding, stride=self.stride, dilation=self.dilation, groups=self.groups
+        )
+
+
+def leaves_onednn_out(x_BCTHW: Tensor) -> bool:
+    """Whether torch may convolve x without oneDNN although it is there: a single clip in float32 on a CPU. Torch's own kernel, which it
+    takes for a small one, needs up to three times as long."""
+    single = len(x_BCTHW) == 1 and x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32
+    # The operator by its own name knows neither autocast nor tensors without data.
+    eager = type(x_BCTHW) is Tensor and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+    return single and eager and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
 
 
 class FrameNorm(nn.Module):
@@ -128,17 +146,17 @@ def pick_latest_(conv: nn.Conv3d) -> None:
 
 
 def depth_to_space(x_BCTHW: Tensor, *, time: int, space: int) -> Tensor:
-    """(B, time*space*space*C, T, H, W) to (B, C, time*T, space*H, space*W)."""
+    """(B, time*space*space*C, T, H, W) to (B, C, time*T, space*H, space*W), channels last in memory."""
     B, _, T, H, W = x_BCTHW.shape
     split = x_BCTHW.reshape(B, time, space, space, -1, T, H, W)
-    return split.permute(0, 4, 5, 1, 6, 2, 7, 3).reshape(B, -1, T * time, H * space, W * space)
+    return split.permute(0, 5, 1, 6, 2, 7, 3, 4).reshape(B, T * time, H * space, W * space, -1).movedim(-1, 1)
 
 
 def space_to_depth(x_BCTHW: Tensor, *, space: int) -> Tensor:
     """(B, C, T, H, W) to (B, space*space*C, T, H/space, W/space): the inverse of `depth_to_space(time=1)`."""
     B, C, T, H, W = x_BCTHW.shape
     split = x_BCTHW.reshape(B, C, T, H // space, space, W // space, space)
-    return split.permute(0, 4, 6, 1, 2, 3, 5).reshape(B, -1, T, H // space, W // space)
+    return split.permute(0, 2, 3, 5, 4, 6, 1).reshape(B, T, H // space, W // space, -1).movedim(-1, 1)
 
 
 def pad_frames(video_BCTHW: Tensor, step: int) -> Tensor:

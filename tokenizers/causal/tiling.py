@@ -40,7 +40,7 @@ class LayerwiseTiling(TorchFunctionMode):
         self, func: Callable[..., Tensor], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Tensor:
         named = kwargs or {}
-        if func in {F.conv2d, F.conv3d}:
+        if func in {F.conv2d, F.conv3d, torch.mkldnn_convolution}:
             return tiled_convolution(func, self.tile, *args, **named)
         return func(*args, **named)
 
@@ -64,14 +64,14 @@ def tiled_convolution(
     reach = [spread * (kernel - 1) + 1 for spread, kernel in zip(dilation, weight.shape[2:], strict=True)]
     shape = [(x.shape[2 + axis] + 2 * padding[axis] - reach[axis]) // stride[axis] + 1 for axis in range(axes)]
     if max(shape[-2:]) <= tile:
-        return convolve(x, weight, bias, *convolution)
+        return convolve(x, weight, bias, **convolution._asdict())
     output: Tensor | None = None
     for spans in product(_overlapping(shape[-2], tile), _overlapping(shape[-1], tile)):
         piece = x
         for dim, span in zip((-2, -1), spans, strict=True):
             first = span.start * stride[dim] - padding[dim]
             piece = _with_halo(piece, dim, first, first + (span.stop - span.start - 1) * stride[dim] + reach[dim])
-        part = convolve(piece, weight, bias, stride, [*padding[:-2], 0, 0], dilation, convolution.groups)
+        part = convolve(piece, weight, bias, stride=stride, padding=[*padding[:-2], 0, 0], dilation=dilation, groups=convolution.groups)
         if output is None:
             output = _room_for(part, shape)
         output[..., spans[0], spans[1]] = part

@@ -1,12 +1,18 @@
 """Layers against plain formulas, and their causality."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from kinetok.tokenizers.causal import layers
 from kinetok.tokenizers.causal.layers import (
     CausalConv3d,
     FrameNorm,
+    Memory,
     ResBlock,
     Upsample,
     depth_to_space,
@@ -108,3 +114,49 @@ def test_block_starts_as_the_identity_and_learns() -> None:
     assert torch.equal(block(x), x)
     block(x).square().sum().backward()
     assert block.conv2.weight.grad is not None and block.conv2.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("clips", [1, 2])
+def test_channels_stay_last_in_memory(clips: int) -> None:
+    x = torch.randn(clips, 8, 5, 6, 6).contiguous(memory_format=torch.channels_last_3d)
+    modules: tuple[nn.Module, ...] = (ResBlock(8, 2), CausalConv3d(8, 16, stride=(2, 2, 2)), Upsample(8, 4, time=2, space=2))
+    for layer in modules:
+        memory: Memory = {}
+        for y in (layer(x), layer(x, memory), layer(x, memory)):
+            assert y.stride(1) == 1 and y.shape[1] > 1, layer
+    assert space_to_depth(x, space=2).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+class Convolutions(TorchFunctionMode):
+    """Which convolution was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[object] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func in {F.conv3d, torch.conv3d, torch.mkldnn_convolution}:
+            self.called.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])
+def test_one_clip_is_convolved_by_onednn_and_gives_the_same(stride: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, x = CausalConv3d(4, 6, stride=stride), torch.randn(1, 4, 5, 6, 6, requires_grad=True)
+
+    def convolved() -> tuple[Tensor, ...]:
+        y = conv(x)
+        return y, *torch.autograd.grad(y.square().sum(), [x, *conv.parameters()])
+
+    with Convolutions() as one:
+        ours = convolved()
+    with Convolutions() as others:
+        conv(x.expand(2, -1, -1, -1, -1))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert conv(x).dtype == torch.bfloat16
+        copy.deepcopy(conv).double()(x.double())
+    with monkeypatch.context() as patch:
+        patch.setattr(layers, "leaves_onednn_out", lambda x: False)
+        torch.testing.assert_close(convolved(), ours)
+    assert one.called == [torch.mkldnn_convolution] and torch.mkldnn_convolution not in others.called

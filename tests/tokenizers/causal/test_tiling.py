@@ -25,7 +25,7 @@ class LargestConvolution(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
-        if func is F.conv3d:
+        if func in {F.conv3d, torch.mkldnn_convolution}:
             self.positions = max(self.positions, result.shape[-1] * result.shape[-2])
         return result
 
@@ -80,7 +80,9 @@ def test_any_convolution_is_tiled(kernel: int, stride: int, padding: int, dilati
         torch.testing.assert_close(F.conv2d(x[:, :, 0], weight[:, :, 0], None, stride, padding, dilation, 2), flat)
 
 
-def test_no_convolution_yields_more_than_a_tile(base: CausalTokenizer, video: torch.Tensor) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_convolution_yields_more_than_a_tile(base: CausalTokenizer, video: torch.Tensor, dtype: torch.dtype) -> None:
+    base, video = base.to(dtype), video.to(dtype)
     with LargestConvolution() as untiled:
         base.decode(base.encode(video))
     with LargestConvolution() as tiled, LayerwiseTiling(4):
