@@ -2,7 +2,8 @@
 
 Every layer is causal in time: output frame i never depends on input frames after the ones it stands for. The first frame stands
 for itself alone and each further step of a layer of stride 2 for two frames, so 1 + 2k frames become 1 + k and back. A video may come
-in pieces: layers that look back take a `Memory`, which the caller keeps from piece to piece. Channels that are last in memory stay so. Not covered: spatial tiling (`tiling`).
+in pieces: layers that look back take a `Memory`, which the caller keeps from piece to piece. Channels that are last in memory
+stay so. Not covered: spatial tiling (`tiling`).
 
 Legend: B clips, C channels, G groups, T H W frames, rows, columns of the layer's input, t h w of its output.
 """
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 NormKind: TypeAlias = Literal["rms", "group"]
 EPSILON = 1e-6
+PADDING = (0, 1, 1)
 
 Memory: TypeAlias = dict[nn.Module, Tensor]
 """What a stream of pieces carries on: for each convolution the input frames that its next output needs again; empty before the first."""
@@ -24,7 +26,7 @@ class CausalConv3d(nn.Conv3d):
     """3D convolution, kernel 3, that sees the present and the past: the first frame stands twice more in front, nothing behind."""
 
     def __init__(self, width_in: int, width_out: int, stride: tuple[int, int, int] = (1, 1, 1)) -> None:
-        super().__init__(width_in, width_out, 3, stride=stride, padding=(0, 1, 1))
+        super().__init__(width_in, width_out, 3, stride=stride, padding=PADDING)
 
     def forward(self, x_BCTHW: Tensor, memory: Memory | None = None) -> Tensor:
         # The first frame twice, not expanded: beside a tensor with a stride of 0, `cat` forgets the memory format of x.
@@ -40,17 +42,18 @@ class CausalConv3d(nn.Conv3d):
             return super().forward(x_BCTHW)
         # By name: what tiles convolutions reads the arguments of all kinds alike.
         return torch.mkldnn_convolution(
-            x_BCTHW, self.weight, self.bias, padding=self.padding, stride=self.stride, dilation=self.dilation, groups=self.groups
+            x_BCTHW, self.weight, self.bias, padding=PADDING, stride=self.stride, dilation=self.dilation, groups=self.groups
         )
 
 
 def leaves_onednn_out(x_BCTHW: Tensor) -> bool:
-    """Whether torch may convolve x without oneDNN although it is there: a single clip in float32 on a CPU. Torch's own kernel, which it
-    takes for a small one, needs up to three times as long."""
+    """Whether torch may convolve x without oneDNN although it is there: a single clip in float32 on a CPU. For a small one it takes a
+    kernel of its own, with which the small preset needs more than twice as long to encode."""
     single = len(x_BCTHW) == 1 and x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32
     # The operator by its own name knows neither autocast nor tensors without data.
     eager = type(x_BCTHW) is Tensor and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-    return single and eager and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return single and eager and bool(available and torch.backends.mkldnn.enabled)
 
 
 class FrameNorm(nn.Module):
