@@ -49,11 +49,13 @@ class CausalConv3d(nn.Conv3d):
 def leaves_onednn_out(x_BCTHW: Tensor) -> bool:
     """Whether torch may convolve x without oneDNN although it is there: a single clip in float32 on a CPU. For a small one it takes a
     kernel of its own, with which the small preset needs more than twice as long to encode."""
+    if torch.compiler.is_compiling():
+        return False  # what follows would break the graph
     single = len(x_BCTHW) == 1 and x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32
     # The operator by its own name knows neither autocast nor tensors without data.
-    eager = type(x_BCTHW) is Tensor and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+    known = type(x_BCTHW) is Tensor and not torch.is_autocast_enabled("cpu")
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return single and eager and bool(available and torch.backends.mkldnn.enabled)
+    return single and known and bool(available and torch.backends.mkldnn.enabled)
 
 
 class FrameNorm(nn.Module):
