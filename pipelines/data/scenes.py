@@ -1,6 +1,6 @@
 """Drawn moving scenes with captions that are true by construction: one to three shapes that move on a moving background, or `plain` ones.
 
-A plain scene's background has one colour, its shapes are large, never turn and cross the middle in a straight line: what a caption says is
+A plain scene's background has one colour, and its shapes are large, never turn and go straight, always in view: what a caption says is
 most of what there is to see, so that small models learn it in minutes.
 
 Everything follows from one integer per scene; shapes are drawn by signed distance, so that edges are antialiased and motion is
