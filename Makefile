@@ -1,4 +1,4 @@
-# make run    two small real jobs, the ladder of tokenizers and Divot on top of its base; prints the path of each report
+# make run    one small real job: a ladder of tokenizers, and Divot on its base; then the paths of their reports
 # make test   the whole test suite            make check  format, lint, types
 # make bench  speed against named floors      make setup  only build .venv
 # Every target sets itself up: Python 3.11, a .venv in the checkout, the versions of requirements.lock.
@@ -26,7 +26,6 @@ setup: .venv/ready
 	touch $@
 
 run: setup
-	$(PY) -m kinetok.pipelines.cli run jobs/main.yaml
 	$(PY) -m kinetok.pipelines.cli run jobs/divot.yaml
 
 test: setup

@@ -13,7 +13,8 @@ from kinetok.pipelines.divot import VideoLM
 
 JOB = Path(__file__).parents[2] / "pipelines" / "jobs" / "divot.yaml"
 TRAINED = {
-    **{"base": "autoencoder", "joint": "divot", "refined": "divot", "adapted": "divot"},
+    **{"base": "autoencoder", "grown8": "autoencoder", "grown16": "autoencoder"},
+    **{"joint": "divot", "refined": "divot", "adapted": "divot"},
     **{"language": "divot_lm", "tuned": "divot_lm", "judge": "judge"},
 }
 """What is optimized in each training."""
