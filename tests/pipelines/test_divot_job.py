@@ -38,8 +38,8 @@ FEWER = (
 SECTIONS = ("The ladder", "What the tokens carry", "Asked and answered", "What generated clips show", "Generated", "Training")
 
 
-@pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_every_stage_takes_what_the_one_before_it_made(ray_cluster: None, tmp_path: Path) -> None:
     store = Store(Folder(str(tmp_path)))
     job = load_job(JOB, STAGES, FEWER)
