@@ -29,4 +29,5 @@ def _inputs(inputs: Mapping[str, Artifact | tuple[Artifact, ...]]) -> Iterator[t
     for field, found in inputs.items():
         for artifact in found if isinstance(found, tuple) else (found,):
             samples = f", {artifact.record.counts.written:,} samples" if artifact.record.counts.written else ""
-            yield field, f"`{artifact.name}-{artifact.key}`{samples}, sha256 `{artifact.digest}`"
+            # By its key: the digest of a training holds the times of its log, and a resumed one's model would have another card.
+            yield field, f"`{artifact.name}-{artifact.key}`{samples}"

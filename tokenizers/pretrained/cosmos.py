@@ -81,5 +81,6 @@ class CosmosTokenizer(PretrainedRung):
         return x_BCTHW
 
     def decode_features(self, features_BDthw: Tensor) -> Tensor:
-        video_BCTHW: Tensor = without(self.model.get_submodule("decoder"), conv_in=Passage())(features_BDthw)
+        # As its own first layer leaves them: with channels last, its convolutions round otherwise.
+        video_BCTHW: Tensor = without(self.model.get_submodule("decoder"), conv_in=Passage())(features_BDthw.contiguous())
         return video_BCTHW

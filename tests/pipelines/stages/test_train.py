@@ -149,7 +149,7 @@ def test_the_card_says_what_the_weights_were_fitted_to_and_how(in_process: None,
     out, clips = Folder(str(tmp_path / "out")), make_clips(4)
     run(BASE | {"steps": 1}, out, data=clips)
     section = out.read_text("model/README.md").split("## How it was trained")[1]
-    assert f"| data | `{clips.name}-{clips.key}`" in section and clips.digest in section
+    assert f"| data | `{clips.name}-{clips.key}`" in section
     index = ClipIndex.open(clips)
     assert f"| a clip | {index.frames} frames of {index.height} x {index.width} pixels at {index.fps:g} frames per second |" in section
     rows = {"steps": 1, "global_batch": 4, "ema": 0.9, "optimizers.autoencoder.lr": 0.001, "optimizers.autoencoder.eps": 1e-08}
