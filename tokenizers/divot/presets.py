@@ -1,8 +1,8 @@
 """Configurations of Divot with a name, from the published one down to one for a machine without a GPU; they differ in numbers only.
 
 `FULL` is the published model (arXiv 2412.04432) on Stable Diffusion's autoencoder and OpenCLIP's ViT-H/14: 1.69 billion trained
-weights. `MIDDLE` has 278 million for 128 x 128 pixels on the same autoencoder. `SMALL` has 3.2 million, for 17 frames of 64 x 64 pixels
-on `SMALL_4X`, the base rung of the small ladder, where five latent steps stand for a clip.
+weights. `MIDDLE` has 278 million for 128 x 128 pixels on the same autoencoder. `SMALL` has 3.2 million, for 9 frames of 64 x 64 pixels
+on `SMALL_4X`, the base rung of the small ladder, where three latent steps stand for a clip.
 """
 
 from kinetok.tokenizers.divot.ddim import SamplerConfig
