@@ -106,7 +106,8 @@ class ContextAttention(Attention):
         super().__init__(width, heads, context)
         self.to_k_second = nn.Linear(context, width, bias=False) if split else None
         self.to_v_second = nn.Linear(context, width, bias=False) if split else None
-        self.alpha = nn.Parameter(torch.zeros(())) if split else None
+        # Not a scalar: DeepSpeed sends parameters as bytes, and a tensor without dimensions cannot be seen so.
+        self.alpha = nn.Parameter(torch.zeros(1)) if split else None
 
     def read(self, x_FND: Tensor, given: Given) -> Tensor:
         """(F, N, D), frames of all clips."""

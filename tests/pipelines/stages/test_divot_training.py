@@ -100,11 +100,11 @@ class Alone:
 
 @pytest.fixture
 def train(process_group: None, tmp_path: Path, finish: Finish) -> Make:
-    """train(fields, name, start=None, **inputs): the artifact of a training in this process, without Ray."""
+    """train(fields, name, start=None, zero=0, **inputs): the artifact of a training in this process, without Ray."""
 
-    def make(fields: dict[str, Any], name: str, resumed: Path | None = None, **inputs: Artifact) -> Artifact:
+    def make(fields: dict[str, Any], name: str, resumed: Path | None = None, zero: int = 0, **inputs: Artifact) -> Artifact:
         out, stage = Folder(str(tmp_path / name)), Train.model_validate(fields)
-        resources = Resources(batch_size=2)
+        resources = Resources(batch_size=2, zero=zero)
         ctx = StageContext(name, "0" * 16, dict(inputs), out, resources, lambda **_: None, threading.Event())
         build, feed = stage._work(ctx)
         out.write_text(TURN, "mine")
@@ -197,6 +197,29 @@ def test_the_stages_follow_one_another_and_caches_train_as_clips_do(
     adapted = train(ADAPT, "adapted", data=clips, start=refined, latents=cached["latents"], tokens=tokens)
     assert open_model(adapted.folder / "model").spec() == models[0].spec()
     assert "| `objective" not in (adapted.folder / "model").read_text("README.md")
+
+
+@pytest.fixture
+def plain_linear() -> Iterator[None]:
+    """DeepSpeed's ZeRO-3 replaces `torch.nn.functional.linear` for the whole process; other tests get torch's own back."""
+    linear = torch.nn.functional.linear
+    yield
+    torch.nn.functional.linear = linear
+
+
+@pytest.mark.usefixtures("plain_linear")
+@pytest.mark.parametrize(("fields", "zero"), [(JOINT, 3), (UNET_FIRST, 2)], ids=["joint", "unet"])
+def test_a_split_context_trains_alike_under_zero(
+    fields: dict[str, Any], zero: int, train: Make, clips: Artifact, base: Artifact, finish: Finish, tmp_path: Path
+) -> None:
+    """Published U-Nets split their context, and are too large to train without ZeRO."""
+    fields = fields | {"model": DIVOT | {"detokenizer": {"perceiver": PERCEIVER, "unet": UNET | {"dropout": 0.0, "split": 3}}}}
+    inputs = {"data": clips, "lower": base}
+    if "text" in fields:
+        inputs["text"] = captions(clips, finish, Folder(str(tmp_path / "text")))
+    alone, scattered = (weights(train(fields, f"zero-{stage}", zero=stage, **inputs)) for stage in (0, zero))
+    assert any(name.endswith("context.alpha") and tensor.all() for name, tensor in alone.items()), "both parts are read"
+    torch.testing.assert_close(scattered, alone, rtol=1e-3, atol=1e-5)
 
 
 def test_a_resumed_training_is_the_undisturbed_one(train: Make, clips: Artifact, base: Artifact, tmp_path: Path) -> None:
