@@ -9,10 +9,10 @@ Legend: B captions, L text tokens, E text width.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from kinetok.tokenizers.base import Config, Count, import_transformers, weights_digest
@@ -35,9 +35,16 @@ class TextConfig(Config):
     """Folder or hub id of a t5 or clip encoder; None for the untrained one."""
     max_tokens: Count = 77
     """Tokens of a caption; longer ones are cut, shorter ones padded under the mask."""
+    # Not dumped at their defaults: they would give every stage with a text encoder another key.
+    layer: Annotated[Literal["last", "penultimate"], Field(exclude_if=lambda value: value == "last")] = "last"
+    """Of CLIP: whose output is normalised and taken. Stable Diffusion 2 and DynamiCrafter take the last but one."""
+    padding: Annotated[Literal["masked", "read"], Field(exclude_if=lambda value: value == "masked")] = "masked"
+    """Of CLIP: whether what stands after a caption's end is left out, or read like the rest, id 0 in every place, as OpenCLIP has it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.encoder != "clip" and (self.layer, self.padding) != ("last", "masked"):
+            raise ValueError(f"layer, padding: are for clip encoders; encoder is {self.encoder}: leave them out")
         if (self.path is None) != (self.encoder == UNTRAINED):
             raise ValueError(f"path: needed by t5 and clip, and by no other encoder; encoder is {self.encoder}, path is {self.path}")
         return self
@@ -65,13 +72,24 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, max_tokens, E), float32 and zero under the mask, and the mask (B, max_tokens), true where there is a token."""
+        """Embeddings (B, max_tokens, E), float32 and zero under the mask, and the mask (B, max_tokens), true where there is a token.
+
+        Padding that is read counts as tokens.
+        """
         read = self.tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self.config.max_tokens, return_tensors="pt"
         ).to(self.model.device)
-        mask_BL = read["attention_mask"].bool()
-        text_BLE = self.model(input_ids=read["input_ids"], attention_mask=read["attention_mask"]).last_hidden_state.float()
+        id_BL, mask_BL = read["input_ids"], read["attention_mask"].bool()
+        if self.config.padding == "read":
+            id_BL, mask_BL = id_BL.masked_fill(~mask_BL, 0), torch.ones_like(mask_BL)
+        text_BLE = self._embedded(id_BL, mask_BL).float()
         return text_BLE.masked_fill(~mask_BL[..., None], 0.0), mask_BL
+
+    def _embedded(self, id_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        early = self.config.layer == "penultimate"
+        found = self.model(input_ids=id_BL, attention_mask=mask_BL.long(), output_hidden_states=early)
+        text_BLE: Tensor = self.model.final_layer_norm(found.hidden_states[-2]) if early else found.last_hidden_state  # type: ignore[operator]
+        return text_BLE
 
     def digest(self) -> str:
         """sha256 over the encoder's weights."""

@@ -33,7 +33,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = CLIPTextConfig(vocab_size=len(words), max_position_embeddings=12, bos_token_id=52, eos_token_id=53, pad_token_id=53, **sizes)
     CLIPTextModel(config).save_pretrained(folder)
     CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
@@ -81,11 +81,27 @@ def test_clip_from_a_folder(clip: Path) -> None:
     assert text.isfinite().all()
 
 
+def test_clip_as_dynamicrafter_reads_it(clip: Path) -> None:
+    """The last layer but one, normalised, at every position; OpenCLIP fills up with zeros and masks nothing but what comes later."""
+    plain = TextConfig(encoder="clip", path=str(clip), max_tokens=12)
+    encoder = TextEncoder(plain.model_copy(update={"layer": "penultimate", "padding": "read"}))
+    text, mask = encoder.encode(["ab c", ""])
+    ids = torch.tensor([[52, 0, 27, 28, 53, *7 * [0]], [52, 53, *10 * [0]]])
+    model = CLIPTextModel.from_pretrained(clip)
+    wanted = model.final_layer_norm(model(input_ids=ids, output_hidden_states=True).hidden_states[1])
+    torch.testing.assert_close(text, wanted.detach())
+    assert mask.all()
+    masked, last = (TextEncoder(plain.model_copy(update=change)).encode(["ab c"])[0] for change in ({"layer": "penultimate"}, {}))
+    torch.testing.assert_close(masked[0, :5], text[0, :5])
+    assert not masked[0, 5:].any() and (last[0, :5] - masked[0, :5]).abs().max() > 1e-3
+    assert plain.model_dump().keys() == {"encoder", "path", "max_tokens"}, "keys of before they were there still hold"
+
+
 def test_what_is_not_asked_for_is_refused(t5: Path, clip: Path) -> None:
     with pytest.raises(ValueError, match="is a t5 model, not clip"):
         TextEncoder(TextConfig(encoder="clip", path=str(t5)))
     with pytest.raises(ValueError, match="reads 12 tokens at most, 77"):
         TextEncoder(TextConfig(encoder="clip", path=str(clip)))
-    for wrong in ({"encoder": "t5"}, {"path": "somewhere"}, {"encoder": "bert", "path": "x"}):
+    for wrong in ({"encoder": "t5"}, {"path": "somewhere"}, {"encoder": "bert", "path": "x"}, {"layer": "penultimate"}):
         with pytest.raises(ValidationError):
             TextConfig.model_validate(wrong)

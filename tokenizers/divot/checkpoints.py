@@ -53,7 +53,11 @@ IGNORED_IN_DETOKENIZER = ("video_tokenizer.",)
 """Prefixes that may be in a file and are not read."""
 
 DYNAMICRAFTER = "model.diffusion_model."
-"""Prefix of the U-Net in DynamiCrafter's checkpoints, whose names are those of Divot."""
+"""Prefix of the U-Net in DynamiCrafter's checkpoints, whose names are those of Divot but for `FRAME_STRIDE`."""
+DYNAMICRAFTER_IMAGES = "image_proj_model."
+"""Prefix of the Perceiver that reads the image in DynamiCrafter's checkpoints; its names are those of Divot's."""
+FRAME_STRIDE = ("framestride_embed.", "fps_embedding.")
+"""The embedding of the frame stride as the 256-pixel DynamiCrafter calls it, and as Divot does."""
 
 TEMPORAL: Rules = (
     (r"^position_TD$", "positional_embedding"),
@@ -248,20 +252,28 @@ def load_tokenizer(encoder: TokenEncoder, state: State) -> LoadReport:
 
 def load_detokenizer(detokenizer: Detokenizer, autoencoder: FrameVAE, state: State) -> LoadReport:
     """Load `Divot_detokenizer_stage1.bin` or `_stage2.bin`; ValueError where it does not fit, or was trained with another schedule."""
-    if "alphas_cumprod" in state and not torch.allclose(state["alphas_cumprod"].double(), schedule.alpha_bar(), atol=1e-6):
-        raise ValueError("these weights were trained with another noise schedule: their alphas_cumprod is not that of kinetok's")
+    if "alphas_cumprod" in state and not _same_schedule(state["alphas_cumprod"]):
+        raise ValueError(
+            "these weights were trained with another noise schedule: their alphas_cumprod is not that of zero terminal SNR. Name "
+            "Divot_detokenizer_stage1.bin or _stage2.bin; DynamiCrafter's checkpoint is one to train from (objective.dynamicrafter)"
+        )
     buffers = {name: tensor for name, tensor in state.items() if name not in SCHEDULE_BUFFERS}
     parts = {"": detokenizer, "first_stage_model.": autoencoder}
     return load_official(parts, buffers, IGNORED_IN_DETOKENIZER)
 
 
-def load_dynamicrafter(unet: VideoUNet, file: str | Path) -> LoadReport:
-    """Load DynamiCrafter's U-Net; ValueError where it does not fit. Of its first kernel, the channels of the image beside are left out."""
-    state = {name.removeprefix(DYNAMICRAFTER): tensor for name, tensor in read_state(file).items() if name.startswith(DYNAMICRAFTER)}
+def load_dynamicrafter(unet: VideoUNet, images: Perceiver, file: str | Path) -> LoadReport:
+    """Load DynamiCrafter's U-Net and the Perceiver of its images; ValueError where one does not fit.
+
+    Of the U-Net's first kernel, the channels of the image beside are left out.
+    """
+    held = read_state(file)
+    state = {_renamed(name.removeprefix(DYNAMICRAFTER)): tensor for name, tensor in held.items() if name.startswith(DYNAMICRAFTER)}
     first = official_names(unet)["from_latent.weight"]
     if first in state:
         state[first] = state[first][:, : unet.config.z]
-    return load_official({"": unet}, state)
+    state |= {name: tensor for name, tensor in held.items() if name.startswith(DYNAMICRAFTER_IMAGES)}
+    return load_official({"": unet, DYNAMICRAFTER_IMAGES: images}, state)
 
 
 def read_state(file: str | Path) -> dict[str, Tensor]:
@@ -275,12 +287,29 @@ def read_state(file: str | Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"{path} holds more than tensors, or is damaged: it is not loaded ({str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"{path} holds more than tensors, or is damaged: it is not loaded ({str(error).splitlines()[0]}). Fetch it again, or save its "
+            "tensors alone"
+        ) from error
     if isinstance(state, Mapping):
         state = state.get("state_dict", state)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no plain mapping of names to tensors")
+        raise ValueError(f"{path} holds no plain mapping of names to tensors: save the model's state_dict() alone, with torch.save")
     return dict(state)
+
+
+def _same_schedule(stored: Tensor) -> bool:
+    """Whether a file's alpha_bar is ours, to the precision of the type that it is stored in."""
+    wanted = schedule.alpha_bar()
+    if stored.shape != wanted.shape or not stored.is_floating_point():
+        return False
+    return torch.allclose(stored.double(), wanted, atol=1e-6, rtol=torch.finfo(stored.dtype).eps)
+
+
+def _renamed(name: str) -> str:
+    """A name in DynamiCrafter's U-Net as it is in Divot's."""
+    theirs, divots = FRAME_STRIDE
+    return divots + name.removeprefix(theirs) if name.startswith(theirs) else name
 
 
 def _published(name: str, rules: Rules) -> str:

@@ -2,10 +2,15 @@
 
     L = mean (v_hat(x_t, t, caption, image) - v)^2
 
-The U-Net alone is trained. Its conditions are those it was made for: embeddings of the caption, and a frame of the clip as a vision
-transformer sees it, through a Perceiver with 16 tokens for each frame of the latent. Everything else of the model waits, untrained, for
-the joint stage; the Perceiver of the images is thrown away. Not published, and chosen here: the frame is one of those the tokenizer sees,
-drawn by `seed_B`, and its Perceiver is trained from nothing beside the U-Net, because the published one reads another transformer.
+The U-Net is trained, and the Perceiver that makes 16 tokens for each frame of the latent from one image; embeddings of the caption stand
+before those. Everything else of the model waits, untrained, for the joint stage, and the Perceiver of the images is thrown away. Started
+from DynamiCrafter's checkpoint, both are DynamiCrafter's, which reads the same vision transformer (OpenCLIP's ViT-H/14); it was trained
+on the captions of OpenCLIP's text encoder, its last layer but one, all 77 positions (`layer: penultimate`, `padding: read` of
+`kinetok.llm.text`). One thing differs: its Perceiver also read the class token, one of 257, which features of clips leave out. Without a
+checkpoint both start from random weights.
+
+Not published, and chosen here: the frame is one of those the tokenizer sees, drawn by `seed_B`, and the Perceiver goes on learning beside
+the U-Net, as it did in DynamiCrafter's own training; no condition is dropped.
 
 Batches hold `latent_BTZhw` and `vit_BTND` or `video_BTHWC`, and `stride_B`, as in the other stages (`training.py`), and `text_BLE`.
 
@@ -23,11 +28,13 @@ from torch import Tensor, nn
 from kinetok.tokenizers.base import Batch, Config
 from kinetok.tokenizers.divot import schedule
 from kinetok.tokenizers.divot.checkpoints import load_dynamicrafter
-from kinetok.tokenizers.divot.perceiver import Perceiver
+from kinetok.tokenizers.divot.perceiver import Perceiver, PerceiverConfig
 from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 from kinetok.tokenizers.divot.training import DIVOT, EVALUATION_STEPS, Exported, draw, features, latents, v_error
 from kinetok.tokenizers.divot.unet import FRAME_TOKENS
 
+DYNAMICRAFTER = PerceiverConfig(queries=FRAME_TOKENS * 16, depth=4, heads=12)
+"""The Perceiver of the images in DynamiCrafter's checkpoints, for 16 frames."""
 FRESH = "the U-Net starts from random weights: objective.dynamicrafter names no checkpoint"
 
 
@@ -38,7 +45,7 @@ class UNetObjective(Config):
     players: ClassVar[tuple[str, ...]] = (DIVOT,)
     """Names of what gets an optimizer."""
     dynamicrafter: str | None = None
-    """DynamiCrafter's checkpoint, a file on every worker; None starts from random weights, and the run says so."""
+    """DynamiCrafter's checkpoint of 256 pixels, a file on every worker; None starts from random weights, and the run says so."""
     recompute: bool = False
     """Whether the U-Net computes activations anew in the backward pass: about a third more work for far less memory."""
     # False is not dumped: it would give every training without it another key.
@@ -64,7 +71,8 @@ class UNetPlayer(nn.Module):
     def __init__(self, model: DivotTokenizer, objective: UNetObjective) -> None:
         super().__init__()
         steps, context = model.latent_size[0], model.config.detokenizer.unet.context
-        settings = model.config.detokenizer.perceiver.model_copy(update={"queries": FRAME_TOKENS * steps})
+        numbers = model.config.detokenizer.perceiver if objective.dynamicrafter is None else DYNAMICRAFTER
+        settings = numbers.model_copy(update={"queries": FRAME_TOKENS * steps})
         self.detokenizer = model.detokenizer
         self.detokenizer.perceiver.requires_grad_(False)
         self.detokenizer.unet.recompute = objective.recompute
@@ -106,9 +114,9 @@ class UNetTrainable(Exported):
 
     def __init__(self, model: DivotTokenizer, objective: UNetObjective) -> None:
         super().__init__(model, objective)
-        if objective.dynamicrafter is not None:
-            load_dynamicrafter(model.detokenizer.unet, objective.dynamicrafter)
         self.player = UNetPlayer(model, objective)
+        if objective.dynamicrafter is not None:
+            load_dynamicrafter(model.detokenizer.unet, self.player.images, objective.dynamicrafter)
         self.players: Mapping[str, nn.Module] = {DIVOT: self.player}
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tokenizers.divot.tiny import UNET
 from torch import Tensor, nn
 
 from kinetok.tokenizers.divot import schedule
@@ -15,8 +16,11 @@ from kinetok.tokenizers.divot.checkpoints import (
     published_state,
     read_state,
 )
+from kinetok.tokenizers.divot.perceiver import Perceiver
 from kinetok.tokenizers.divot.released import frame_autoencoder, open_released
 from kinetok.tokenizers.divot.tokenizer import DivotConfig, DivotTokenizer
+from kinetok.tokenizers.divot.unet import VideoUNet
+from kinetok.tokenizers.divot.unet_training import DYNAMICRAFTER, UNetObjective, UNetPlayer, UNetTrainable
 
 STATISTICS = ("mean_Z", "std_Z", "mean_ND", "std_D")
 """Ours, and not in the published files."""
@@ -70,27 +74,68 @@ def test_what_does_not_fit_is_told_and_nothing_is_loaded(model: DivotTokenizer) 
 
 def test_another_schedule_is_refused(model: DivotTokenizer, config: DivotConfig, tmp_path: Path) -> None:
     tokenizer, detokenizer = save(tmp_path, model)
-    torch.save(detokenizer_file(model) | {"alphas_cumprod": torch.linspace(1, 0.005, 1000)}, detokenizer)
-    with pytest.raises(ValueError, match="another noise schedule"):
-        open_released(tokenizer, detokenizer, config, frame_autoencoder(32, (1, 2), 1))
+    without_zero_snr = (1 - schedule.betas()).cumprod(0)
+    for other in (without_zero_snr.float(), without_zero_snr.half(), schedule.alpha_bar()[:500], torch.ones(1000, dtype=torch.long)):
+        torch.save(detokenizer_file(model) | {"alphas_cumprod": other}, detokenizer)
+        with pytest.raises(ValueError, match=r"another noise schedule.*Divot_detokenizer_stage1\.bin"):
+            open_released(tokenizer, detokenizer, config, frame_autoencoder(32, (1, 2), 1))
 
 
-def test_dynamicrafters_unet_comes_without_the_image_beside_its_latents(model: DivotTokenizer, tmp_path: Path) -> None:
-    unet = model.detokenizer.unet
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_schedule_is_known_in_whatever_type_it_is_stored(
+    model: DivotTokenizer, config: DivotConfig, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    tokenizer, detokenizer = save(tmp_path, model)
+    torch.save(detokenizer_file(model) | {"alphas_cumprod": schedule.alpha_bar().to(dtype)}, detokenizer)
+    assert open_released(tokenizer, detokenizer, config, frame_autoencoder(32, (1, 2), 1)).detokenizer.loaded
+
+
+def dynamicrafter_file(unet: VideoUNet, images: Perceiver) -> dict[str, Tensor]:
+    """As the 256-pixel checkpoint names its tensors (github.com/Doubiiu/DynamiCrafter/issues/17), each one more than in the modules."""
     state = {f"model.diffusion_model.{name}": tensor + 1 for name, tensor in published_state({"": unet}).items()}
+    for layer in (0, 2):
+        for kind in ("weight", "bias"):
+            state[f"model.diffusion_model.framestride_embed.{layer}.{kind}"] = state.pop(
+                f"model.diffusion_model.fps_embedding.{layer}.{kind}"
+            )
     first = "model.diffusion_model.input_blocks.0.0.weight"
     state[first] = torch.cat([state[first], torch.full_like(state[first], 9)], dim=1)
+    state |= {name: tensor.squeeze() for name, tensor in state.items() if name.endswith("attn2.alpha")}
+    return state | {name: tensor + 1 for name, tensor in published_state({"image_proj_model.": images}).items()}
+
+
+def test_dynamicrafters_unet_comes_without_the_image_beside_its_latents(tmp_path: Path) -> None:
+    unet, images = VideoUNet(UNET.model_copy(update={"split": 77})), Perceiver(DYNAMICRAFTER, read=16, width=16, out=16)
+    state = dynamicrafter_file(unet, images)
+    assert {tensor.ndim for name, tensor in state.items() if name.endswith("attn2.alpha")} == {0}
     torch.save({"state_dict": state | {"cond_stage_model.weight": torch.zeros(1)}, "global_step": 7}, tmp_path / "model.ckpt")
-    wanted = {name: tensor + 1 for name, tensor in unet.state_dict().items()}
-    report = load_dynamicrafter(unet, tmp_path / "model.ckpt")
-    assert report.loaded == len(wanted)
-    torch.testing.assert_close(dict(unet.state_dict()), wanted, rtol=0, atol=0)
+    wanted = [{name: tensor + 1 for name, tensor in module.state_dict().items()} for module in (unet, images)]
+    report = load_dynamicrafter(unet, images, tmp_path / "model.ckpt")
+    assert report.loaded == sum(map(len, wanted))
+    torch.testing.assert_close([dict(module.state_dict()) for module in (unet, images)], wanted, rtol=0, atol=0)
+    torch.save({name: tensor for name, tensor in state.items() if "image_proj" not in name}, tmp_path / "unet.ckpt")
+    with pytest.raises(ValueError, match=r"missing \(image_proj_model"):
+        load_dynamicrafter(unet, images, tmp_path / "unet.ckpt")
+
+
+def test_training_starts_from_dynamicrafters_unet_and_perceiver(config: DivotConfig, tmp_path: Path) -> None:
+    whole = config.model_copy(update={"detokenizer": config.detokenizer.model_copy(update={"unet": UNET.model_copy(update={"split": 77})})})
+    model = DivotTokenizer.build(whole, frame_autoencoder(32, (1, 2), 1))
+    images = Perceiver(DYNAMICRAFTER.model_copy(update={"queries": 16 * 5}), read=16, width=16, out=16)
+    state = dynamicrafter_file(model.detokenizer.unet, images)
+    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
+    player = UNetTrainable(model, UNetObjective(dynamicrafter=str(tmp_path / "model.ckpt"))).player
+    torch.testing.assert_close(player.images.latents_1MD, images.latents_1MD + 1, rtol=0, atol=0)
+    torch.testing.assert_close(
+        player.detokenizer.unet.from_stride[2].bias, state["model.diffusion_model.framestride_embed.2.bias"], rtol=0, atol=0
+    )
+    assert len(UNetPlayer(model, UNetObjective()).images.blocks) == config.detokenizer.perceiver.depth
 
 
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     torch.save({"weight": Path()}, tmp_path / "bad.bin")
-    with pytest.raises(ValueError, match="holds more than tensors"):
+    with pytest.raises(ValueError, match=r"holds more than tensors.*Fetch it again"):
         read_state(tmp_path / "bad.bin")
     torch.save([torch.zeros(1)], tmp_path / "list.bin")
-    with pytest.raises(ValueError, match="no plain mapping"):
+    with pytest.raises(ValueError, match=r"no plain mapping.*state_dict\(\) alone"):
         read_state(tmp_path / "list.bin")
