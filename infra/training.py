@@ -140,7 +140,7 @@ class Loop:
         self.frozen = self._digests()
         self.own = {name: [p for p in module.parameters() if p.requires_grad] for name, module in self.trainable.players.items()}
         self.view = self._build() if self.config.ema or work.resources.zero == 3 else self.trainable
-        _share(self.trainable.frozen, self.view.frozen)
+        self._share()
         self.micro_batch, self.accumulation = split(self.config, work.resources, session.world)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
@@ -265,6 +265,23 @@ class Loop:
             module.to(self.session.device).eval().requires_grad_(False)
         return trainable
 
+    def _share(self) -> None:
+        """Let `view` use the memory of whatever is not trained: frozen modules, and what a player leaves alone (a base under adapters)."""
+        if self.view is self.trainable:
+            return
+        for name, module in self.trainable.frozen.items():
+            for mine, theirs in zip(self.view.frozen[name].parameters(), module.parameters(), strict=True):
+                mine.data = theirs.data
+        trained = self._trained()
+        mine_by_name = dict(named(self.view.players))
+        for name, theirs in named(self.trainable.players):
+            if id(theirs) not in trained:
+                mine_by_name[name].data = theirs.data
+
+    def _trained(self) -> set[int]:
+        """Of every player's trained parameters; `requires_grad` tells them only until the first step of several players."""
+        return {id(parameter) for parameters in self.own.values() for parameter in parameters}
+
     def _resume(self) -> tuple[dict[str, Engine], Average | None, int]:
         """Engines, average and the step they stand at; conversion must be known before the engines are made."""
         resources, players = self.work.resources, tuple(self.trainable.players)
@@ -329,7 +346,8 @@ class Loop:
     def _gather(self) -> None:
         if self.view is self.trainable:
             return
-        live = named(self.trainable.players)
+        trained = self._trained()
+        live = ((name, parameter) for name, parameter in named(self.trainable.players) if id(parameter) in trained)
         source = self.average.full() if self.average else ((name, whole(local(parameter), parameter)) for name, parameter in live)
         target = dict(named(self.view.players))
         for name, tensor in source:
@@ -375,13 +393,6 @@ def _check_players(trainable: Trainable, config: FitConfig) -> None:
             other = owner.setdefault(id(parameter), name)
             if other != name:
                 raise TrainingError(f"{other} and {name} share parameters: a frozen module or another player must not be a sub-module")
-
-
-def _share(source: Mapping[str, nn.Module], target: Mapping[str, nn.Module]) -> None:
-    """Let the frozen modules of a second copy use the memory of the first."""
-    for name, module in source.items():
-        for mine, theirs in zip(target[name].parameters(), module.parameters(), strict=True):
-            mine.data = theirs.data
 
 
 def _seed(seed: int, step: int, rank: int) -> None:

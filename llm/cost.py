@@ -70,13 +70,17 @@ class TrainingCost:
     """Parameters with an optimizer, of all players."""
     frozen: int
     """Parameters that the loss only runs through."""
+    base: int
+    """Of the frozen ones, those that players own: ZeRO-3 scatters them, and they are whole where the model is evaluated."""
     flops: int
     """One sample, all players, forward and backward."""
     activations: int
     """Bytes that a micro-batch keeps for the backward pass, of the player that keeps most."""
 
     def memory(self, *, ema: bool, zero: int = 0, workers: int = 1) -> Memory:
-        """Float32 weights with AdamW at a ZeRO stage (arXiv 1910.02054); an average is kept beside a second copy of the model."""
+        """Float32 weights with AdamW at a ZeRO stage (arXiv 1910.02054); an average is kept beside a second copy of what is trained, and
+        so are ZeRO-3's pieces beside a second copy of all that they are pieces of.
+        """
         whole = FLOAT * self.trained
 
         def piece(stage: int) -> int:
@@ -84,7 +88,7 @@ class TrainingCost:
 
         return Memory(
             weights=piece(3),
-            frozen=FLOAT * self.frozen,
+            frozen=FLOAT * (self.frozen + (self.base // workers if zero == 3 else 0)),
             gradients=piece(2),
             optimizer=2 * piece(1),
             average=(piece(3) if ema else 0) + (whole if ema or zero == 3 else 0),
@@ -155,15 +159,17 @@ def training_cost(build: Callable[[], Trained], batch: Batch, *, bf16: bool = Fa
         activations.append(kept)
         torch.autograd.grad(loss, _learned(player), allow_unused=True)
 
+    players = trainable.players.values()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         for module in modules:
             _leave_meta(module)
         batch |= {name: torch.empty_like(values, device="cpu") for name, values in batch.items() if name != SEEDS}
-        flops = sum(count_flops(partial(step, player)) for player in trainable.players.values())
-    trained = sum(weight.numel() for player in trainable.players.values() for weight in _learned(player))
+        flops = sum(count_flops(partial(step, player)) for player in players)
+    trained = sum(weight.numel() for player in players for weight in _learned(player))
     return TrainingCost(
         trained=trained,
         frozen=sum(weight.numel() for module in modules for weight in module.parameters()) - trained,
+        base=sum(weight.numel() for player in players for weight in player.parameters()) - trained,
         flops=flops // len(batch[SEEDS]),
         activations=max(activations),
     )

@@ -376,6 +376,29 @@ def test_a_players_frozen_base_takes_no_checkpoint_space(pair: Any, tmp_path: Pa
     torch.testing.assert_close(weights(tmp_path / "parts")["net.0.weight"], torch.eye(6) * BASE, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_a_players_frozen_base_is_there_once(tmp_path: Path, zero: int) -> None:
+    """A base of 7 billion weights has no room for another one, be it only to evaluate the average."""
+    out = Folder(str(tmp_path))
+    work = Work(Adapted, Numbers(), Numbers(11), CONFIG, out, Resources(batch_size=2, zero=zero), "mine")
+    built: list[nn.Module] = []
+
+    class Watched(Loop):
+        def _share(self) -> None:
+            super()._share()
+            built.extend(trainable.players["model"].net[0] for trainable in (self.trainable, self.view))
+            assert built[0].weight.data_ptr() == built[1].weight.data_ptr() != 0
+
+    loop = Watched(work, FolderSession(tmp_path, 0, 1))
+    assert loop.view is not loop.trainable
+    loop.evaluate()
+    first, second = (trainable.players["model"].net for trainable in (loop.trainable, loop.view))
+    torch.testing.assert_close(second[0].weight.data, torch.eye(6) * BASE, rtol=0, atol=0)
+    if zero < 3:
+        assert first[0].weight.data_ptr() == second[0].weight.data_ptr()
+        assert first[1].weight.data_ptr() != second[1].weight.data_ptr()
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_players_do_not_leak_into_each_other(pair: Any, tmp_path: Path, zero: int) -> None:

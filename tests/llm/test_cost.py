@@ -102,6 +102,7 @@ def test_a_pass_without_data_counts_what_a_real_one_does(name: str, costs: dict[
     assert cost.flops == count_flops(lambda: gradients(player, batch)) // 2
     assert cost.trained == sum(weight.numel() for weight in learned(player))
     assert cost.frozen == sum(weight.numel() for module in frozen for weight in module.parameters())
+    assert cost.base == 0
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -128,6 +129,12 @@ def test_memory_of_a_step(costs: dict[str, TrainingCost]) -> None:
     assert averaged.total - alone.total == 2 * FLOAT * cost.trained
     totals = [cost.memory(ema=True, zero=zero, workers=4).total for zero in range(4)]
     assert totals == sorted(totals, reverse=True) and len(set(totals)) == 4
+
+
+def test_a_base_under_adapters_is_scattered_by_zero_3_and_whole_beside_it() -> None:
+    cost = TrainingCost(trained=10, frozen=1000, base=800, flops=1, activations=0)
+    assert [cost.memory(ema=ema, zero=2, workers=4).frozen for ema in (False, True)] == [FLOAT * 1000] * 2, "the average's copy shares it"
+    assert cost.memory(ema=False, zero=3, workers=4).frozen == FLOAT * (1000 + 200)
 
 
 def test_flops_of_a_tokenizer() -> None:
