@@ -35,7 +35,7 @@ OUTCOMES = "_work/outcomes"
 ATTEMPTS = "_work/attempts"
 SUMMARY = "training.json"
 FOLLOW_SECONDS = 1.0
-LATER_FIELDS = ("eps", "floor")
+LATER_FIELDS = ("eps", "floor", "decays")
 """Of `PlayerConfig`: not written out at their defaults, so that keys of before they were there still hold."""
 
 
@@ -46,7 +46,9 @@ class PlayerConfig(Config):
     """Peak learning rate."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled (arXiv 1711.05101); applied to matrices and kernels, never to biases and norms."""
+    """Decoupled (arXiv 1711.05101)."""
+    decays: Literal["matrices", "all"] = "matrices"
+    """What is decayed: matrices and kernels but no biases and norms, or all that is trained."""
     warmup: Annotated[StrictInt, Field(ge=0)] = 0
     """Steps of linear warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"

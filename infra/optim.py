@@ -28,11 +28,12 @@ def lr_factor(step: int, steps: int, config: PlayerConfig) -> float:
 
 
 def adamw(module: nn.Module, config: PlayerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of `module`, those with fewer than two dimensions without weight decay."""
+    """AdamW over the trainable parameters of `module`; those with fewer than two dimensions are decayed where `config.decays` is all."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    fewest = 2 if config.decays == "matrices" else 0
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= fewest], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < fewest], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps)
 

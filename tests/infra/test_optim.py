@@ -53,6 +53,13 @@ def test_biases_and_norms_are_not_decayed() -> None:
     assert [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups] == [(0.1, [2]), (0.0, [1, 1])]
 
 
+def test_all_is_decayed_where_the_player_says_so() -> None:
+    module, config = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), PlayerConfig(lr=1.0, weight_decay=0.1, decays="all")
+    groups = adamw(module, config).param_groups
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 4)]
+    assert "decays" not in PlayerConfig(lr=1.0).model_dump() and config.model_dump()["decays"] == "all"
+
+
 def test_a_cosine_ends_at_its_floor() -> None:
     config = PlayerConfig(lr=1.0, floor=0.05)
     assert lr_factor(1, 100, config) == 1.0
