@@ -3,7 +3,7 @@
     features of 5 frames -> temporal encoder -> 5x5 pooling -> space-time encoder -> Perceiver -> 64 tokens of 256 numbers
 
 The paper tried a posterior of mean and variance in place of plain features and found that no language model learnt to predict its
-samples, so tokens are deterministic. Features can be standardised first (`fit_statistics`), which the published tokenizer does without:
+samples, so tokens are deterministic. Features are standardised first (`standardise`), which the published tokenizer does without:
 what clips differ by is small beside what all have in common, and a short training then never comes to use it.
 
 Not covered: the vision transformer (`vit.py`), choosing frames (`frames.py`).
@@ -12,10 +12,10 @@ Legend: B clips, T frames, N patches of a frame, D width, h w patches along an e
 """
 
 from math import isqrt
-from typing import Self
+from typing import Annotated, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,6 +43,9 @@ class EncoderConfig(Config):
     perceiver: PerceiverConfig | None = PerceiverConfig(queries=64)
     """None for one token for each pooled patch, bound to its place."""
     token_width: Count = 256
+    # True is not dumped: it would give every model and training another key.
+    standardise: Annotated[bool, Field(exclude_if=lambda value: value)] = True
+    """Whether a new training standardises the features by those of its first clips; the published tokenizer reads them as they are."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

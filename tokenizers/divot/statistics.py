@@ -23,9 +23,13 @@ BUFFERS = ("encoder.mean_ND", "encoder.std_D", "detokenizer.mean_Z", "detokenize
 
 @torch.no_grad()
 def measure(model: DivotTokenizer, batches: Iterable[Batch]) -> Statistics:
-    """Fit the statistics of `model` to the clips in `batches`, which hold what training batches do; returns them for other copies."""
+    """Fit the statistics of `model` to the clips in `batches`, which hold what training batches do; returns them for other copies.
+
+    Those of the features only where its encoder standardises them.
+    """
     found = [(features(model, batch).float(), latents(model, batch)) for batch in batches]
-    model.encoder.fit_statistics(torch.cat([vit_BTND for vit_BTND, _ in found]))
+    if model.config.encoder.standardise:
+        model.encoder.fit_statistics(torch.cat([vit_BTND for vit_BTND, _ in found]))
     if not isinstance(model.lower, FrameVAE):
         latent_ZBthw = torch.cat([latent_BZthw for _, latent_BZthw in found]).transpose(0, 1).flatten(1)
         model.detokenizer.set_statistics(latent_ZBthw.mean(1), latent_ZBthw.std(1))
