@@ -1,9 +1,9 @@
 """The figures of `reconstruct`: how much of a video the tokens of Divot carry, against wrong tokens and none.
 
-A clip is shown from its own tokens, from those of the next clip, and from those of a grey one (`CONDITIONS`), with the same noise each
-time. The v-loss is that of training, averaged over the same steps for every clip; PSNR and SSIM are of sampled videos. A diffusion decoder
-is no copying machine: what tells that the tokens are used is the distance between the conditions. What the frozen autoencoder alone loses
-bounds all of them.
+A clip is shown from its own tokens, from those of a clip of another video (`strangers`), and from those of a grey one (`CONDITIONS`),
+with the same noise each time. The v-loss is that of training, averaged over the same steps for every clip; PSNR and SSIM are of sampled
+videos. A diffusion decoder is no copying machine: what tells that the tokens are used is the distance between the conditions. What the
+frozen autoencoder alone loses bounds all of them.
 
 Legend: B clips, W windows of a clip, C T H W colours, frames, rows, columns, N tokens, D width, Z t h w latents.
 """
@@ -49,8 +49,7 @@ def shown(model: DivotTokenizer, clips: Clips, resources: Resources, sampler: Sa
     for rows, video_BCTHW in clips.batches():
         with precision:
             tokens |= dict(zip(rows, model.encode(video_BCTHW.to(device)).values.cpu(), strict=True))
-    order = list(tokens)
-    other = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+    other = strangers(list(tokens), clips.index.rows["video"].take(list(tokens)).to_pylist())
     for rows, video_BCTHW in clips.batches():
         with torch.no_grad(), precision:
             conditions = {
@@ -61,6 +60,19 @@ def shown(model: DivotTokenizer, clips: Clips, resources: Resources, sampler: Sa
             made = list(work.batch(rows, video_BCTHW, conditions))
         # Outside of the block, or whoever takes them would compute in its type too.
         yield from made
+
+
+def strangers(rows: Sequence[int], videos: Sequence[str]) -> dict[int, int]:
+    """For each row one of another video, half the rows further or from there on the next: neighbours are of one video, or of one source.
+
+    Where all are of one video, the row half of them further.
+    """
+    count, half = len(rows), len(rows) // 2
+    found = {}
+    for place, row in enumerate(rows):
+        others = ((place + half + more) % count for more in range(count))
+        found[row] = rows[next((other for other in others if videos[other] != videos[place]), (place + half) % count)]
+    return found
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Reconstruct(Stage):
     """Reconstruction by diffusion, from tokens and against controls."""
 
     kind: Literal["reconstruct"] = "reconstruct"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     data: Annotated[Ref, Produces("clips")]
     """The clips; one split of them is measured."""
     model: Annotated[Ref, Produces("train", "model")]

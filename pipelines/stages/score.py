@@ -8,14 +8,14 @@ driver's process, on its GPU where `resources.gpus` asks for one. Not covered: t
 Legend: B videos, C T H W colours, frames, rows, columns.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ContractError, DataError
-from kinetok.infra.stage import Produces, Ref, Stage, StageContext, StageResult
+from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.report.tables import FRAMES, GENERATION, SCORES, ClipScore, ClipScores, Generated, Generation, Protocol
 
 if TYPE_CHECKING:
@@ -48,6 +48,13 @@ class Score(Stage):
     """A CLIP, by folder or hub id, for CLIPSIM."""
     i3d: str | None = None
     """I3D as TorchScript, by path, for the Fréchet distance."""
+
+    def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
+        """A judge who is not told what is true, or the truth without a judge."""
+        if self.judge is not None and self.instructions is None:
+            yield f"instructions: are missing; they say what is true of the scenes that {self.judge} judges"
+        if self.instructions is not None and self.judge is None:
+            yield f"judge: is missing; without one nobody reads {self.instructions}"
 
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.stages.evaluate import threads

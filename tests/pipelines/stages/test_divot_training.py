@@ -33,7 +33,7 @@ from kinetok.pipelines.data.feed import ClipFeed
 from kinetok.pipelines.data.text_shards import TextSpec
 from kinetok.pipelines.data.token_shards import SPEC_FILE, Sample, TokenShards, write_shard
 from kinetok.pipelines.models import open_model
-from kinetok.pipelines.report.carried import shown
+from kinetok.pipelines.report.carried import shown, strangers
 from kinetok.pipelines.report.ladder import Clips as CarriedClips
 from kinetok.pipelines.report.ladder import choose
 from kinetok.pipelines.report.tables import CARRIED, Carried
@@ -403,6 +403,20 @@ def test_what_the_tokens_carry_is_measured_on_clips(
     )
     ctx = replace(ctx, inputs={"data": clips, "models": models}, out=Folder(str(tmp_path / "quality")))
     assert set(quality.run(ctx).metrics) >= {"joint/psnr", "base/ssim"}
+
+
+@pytest.mark.parametrize(
+    ("videos", "others"),
+    [
+        ("aabbccdd", [4, 5, 6, 7, 0, 1, 2, 3]),
+        ("aaaabb", [4, 4, 5, 4, 1, 2]),
+        ("abc", [1, 2, 0]),
+        ("aaa", [1, 2, 0]),
+    ],
+)
+def test_another_clip_is_of_another_video_and_far_away(videos: str, others: list[int]) -> None:
+    rows = [10 + 3 * place for place in range(len(videos))]
+    assert strangers(rows, videos) == {row: 10 + 3 * other for row, other in zip(rows, others, strict=True)}
 
 
 def told(**changes: dict[str, Any]) -> list[str]:

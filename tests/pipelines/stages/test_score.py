@@ -219,3 +219,13 @@ def test_a_judge_learns(plain: bool, process_group: None, tmp_path: Path, monkey
     assert line["val/motion"] > 0.6 and line["val/colour"] > 0.4 and ("val/background" in line) is plain
     logits = SceneJudge.from_pretrained(tmp_path / "model")(whole["video_BCTHW"])
     assert {factor: values.shape for factor, values in logits.items()} == {factor: (8, len(OPTIONS[factor])) for factor in OPTIONS}
+
+
+def test_a_judge_is_told_what_is_true_and_nobody_is_told_for_nothing() -> None:
+    fields = {"kind": "score", "generated": ["shown"], "data": "clips"}
+    told = {
+        names: list(Score.model_validate(fields | dict.fromkeys(names, "made")).problems(Resources(), {}))
+        for names in ((), ("judge", "instructions"), ("judge",), ("instructions",))
+    }
+    assert not told[()] and not told["judge", "instructions"]
+    assert [line.partition(":")[0] for names in (("judge",), ("instructions",)) for line in told[names]] == ["instructions", "judge"]
