@@ -1,6 +1,9 @@
 """Which frames of a video Divot looks at: windows of 16 frames at 8 a second, and five of each for the tokenizer (arXiv 2412.04432, A.1).
 
-Windows are counted in frames at their own rate; the decoder finds those in a source of any rate. Not covered: reading them.
+Windows are counted in frames at their own rate; the decoder finds those in a source of any rate, by their times. The published code
+counts, frame int(k * rate / 8), which is the same but at NTSC's rates: where a frame begins within a millisecond after its time, the
+decoder takes that one, the published code the one before (frame 15 of 29.97 a second for half a second, and not 14). Not covered:
+reading them.
 """
 
 RATE = 8.0

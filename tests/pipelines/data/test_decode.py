@@ -42,6 +42,28 @@ def test_constant_rate(rate: Fraction | int, fps: int) -> None:
     assert _numbers(data, fps) == _on_screen(times, 40 / Fraction(rate), fps)
 
 
+@pytest.mark.parametrize(
+    ("rate", "later"),
+    [
+        (8, ()),
+        (24, ()),
+        (25, ()),
+        (30, ()),
+        (60, ()),
+        (Fraction(24000, 1001), range(1, 9)),
+        (Fraction(30000, 1001), (4, 8)),
+        (Fraction(60000, 1001), (2, 4, 6, 8)),
+    ],
+)
+def test_a_window_is_divots_but_for_frames_that_begin_within_the_tolerance(rate: Fraction | int, later: tuple[int, ...]) -> None:
+    """Divot counts: frame int(k * rate / 8). At NTSC's rates that is the frame before the one that begins 0.1 to 1 ms after k / 8 s."""
+    data = encode([numbered(i) for i in range(int(rate * 2) + 1)], rate=rate)
+    clip = decode_clip(data, start=0, fps=8, frames=16, height=48, width=64)
+    counted = [int(k * float(rate) / 8) for k in range(16)]
+    assert [number_of(pixels) for pixels in clip] == [frame + (k in later) for k, frame in enumerate(counted)]
+    assert all(0 < (counted[k] + 1) / rate - Fraction(k, 8) < TOLERANCE for k in later)
+
+
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mov"])
 def test_variable_rate(container: str) -> None:
     gaps = np.random.default_rng(3).integers(10, 400, 59)
