@@ -17,9 +17,10 @@ Legend: B videos or windows, C T H W colours, frames, rows, columns, N tokens of
 import html
 import os
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ from kinetok.llm.divot.vocabulary import Media
 from kinetok.pipelines.data.decode import decode_clips, measure
 from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec
 from kinetok.pipelines.data.reasons import BadVideo
-from kinetok.pipelines.data.token_shards import require_spec
+from kinetok.pipelines.data.token_shards import DTYPES, require_spec
 from kinetok.pipelines.models import DEFAULT_STORE, MODEL, REGISTRY, STORE_VARIABLE, load, on_disk
 from kinetok.pipelines.own_tokenizer import own_tokenizer
 from kinetok.pipelines.report.panel import enlarged, mp4, pixels
@@ -66,12 +67,21 @@ class VideoLM:
 
     @classmethod
     def open(
-        cls, model: str, tokenizer: str | None = None, *, store: str | None = None, steps: int | None = None, guidance: float | None = None
+        cls,
+        model: str,
+        tokenizer: str | None = None,
+        *,
+        store: str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: Mapping[str, object] | None = None,
+        dtype: Literal["fp32", "bf16"] | None = None,
     ) -> "VideoLM":
         """The model at `model`: a folder, an artifact of `store` (default: $KINETOK_STORE, else `./work`), or `models:/name@alias`.
 
         `tokenizer` is what `kinetok.load` takes; None is that which shows what an artifact's model writes, where the store tells. `steps`
-        and `guidance` (1 is none) of sampling videos are the tokenizer's own where they are None. Raises StoreError where one of the two
+        and `guidance` (1 is none) of sampling videos, and whatever of a `SamplerConfig` is in `sampler`, are the tokenizer's own if left
+        out. `dtype` is of the language model's weights; None is bf16 on a GPU and fp32 on a CPU. Raises StoreError where one of the two
         is not there, ContractError where they do not belong together, ConfigError where the tokenizer cannot sample so.
         """
         place = Store(Folder(store or os.environ.get(STORE_VARIABLE, DEFAULT_STORE)))
@@ -83,7 +93,9 @@ class VideoLM:
         except ContractError as error:
             raise ContractError(f"{model} does not speak the tokens of this tokenizer: {error}") from error
         gpu = torch.cuda.is_available()
-        show = Shower(read, spec.tokens, Resources(gpus=1.0 if gpu else 0.0), _sampler(read, steps, guidance))
+        show = Shower(read, spec.tokens, Resources(gpus=1.0 if gpu else 0.0), _sampler(read, steps, guidance, sampler or {}))
+        for weight in made.parameters():  # weights alone: rotary frequencies must not be rounded
+            weight.data = weight.data.to(DTYPES[dtype or ("bf16" if gpu else "fp32")])
         return cls(made.to(show.device), read, spec, show, None if own is None else f"{own.name}-{own.key}")
 
     def ask(self, video: str | Path, question: str, *, decoding: Decoding | None = None, seed: int = 0) -> str:
@@ -170,9 +182,9 @@ def tell_story(
     return [text for text, _ in parts]
 
 
-def _sampler(tokenizer: Tokenizer, steps: int | None, guidance: float | None) -> SamplerConfig | None:
+def _sampler(tokenizer: Tokenizer, steps: int | None, guidance: float | None, more: Mapping[str, object]) -> SamplerConfig | None:
     """The tokenizer's own way of sampling with what is given changed, None where nothing is; ConfigError where it cannot be."""
-    given = {name: value for name, value in (("steps", steps), ("guidance", guidance)) if value is not None}
+    given = {**more, **{name: value for name, value in (("steps", steps), ("guidance", guidance)) if value is not None}}
     if not given:
         return None
     if not isinstance(tokenizer, DivotTokenizer):
@@ -199,6 +211,9 @@ def _open_language(where: str, store: Store) -> tuple[DivotLM, LanguageSpec]:
 
 def _read(folder: Folder, where: str) -> tuple[DivotLM, LanguageSpec]:
     if not folder.exists(LANGUAGE_FILE):
-        raise StoreError(f"{where} holds no {LANGUAGE_FILE}, so it is no language model of a `language` or `language_model` stage")
+        raise StoreError(
+            f"{where} holds no {LANGUAGE_FILE}, so it is no language model of a `language` or `language_model` stage; `kinetok "
+            "convert-language --tokenizer` writes one for released weights"
+        )
     with on_disk(folder) as local:
         return DivotLM.from_pretrained(local), LanguageSpec.model_validate_json(folder.read_bytes(LANGUAGE_FILE))

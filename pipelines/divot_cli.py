@@ -25,6 +25,15 @@ _top_p = click.option(
 _max_tokens = click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of one text.")
 _steps = click.option("--steps", type=click.IntRange(min=1), help="Of sampling a video; without it, the tokenizer's own.")
 _guidance = click.option("--guidance", type=click.FloatRange(min=1), help="How closely a video keeps to its tokens, 1 is none; the same.")
+_sampler = click.option(
+    "--sampler",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="More of sampling a video: eta, rescale, spacing, stride; may be given several times.",
+)
+_dtype = click.option(
+    "--dtype", type=click.Choice(["fp32", "bf16"]), help="Of the language model's weights; without it, bf16 on a GPU and fp32 on a CPU."
+)
 _variance = click.option("--variance-scale", type=click.FloatRange(min=0), help="How freely tokens are drawn; without it, the model's own.")
 
 
@@ -64,13 +73,14 @@ def convert_language(agent: Path, language: Path, vocabulary: Path, out: Path, t
 @_temperature
 @_top_p
 @_max_tokens
+@_dtype
 @_seed
-def ask(video: str, question: str, model: str, tokenizer: str | None, seed: int, **decoding: float) -> None:
+def ask(video: str, question: str, model: str, tokenizer: str | None, seed: int, dtype: str | None, **decoding: float) -> None:
     """Answer a question about a video or a picture."""
     from kinetok.llm.divot.generation import Decoding
     from kinetok.pipelines.divot import answer
 
-    click.echo(answer(_video_lm(model, tokenizer), video, question, Decoding.model_validate(decoding), seed))
+    click.echo(answer(_video_lm(model, tokenizer, dtype=dtype), video, question, Decoding.model_validate(decoding), seed))
 
 
 @click.command()
@@ -79,14 +89,16 @@ def ask(video: str, question: str, model: str, tokenizer: str | None, seed: int,
 @_tokenizer
 @_steps
 @_guidance
+@_sampler
 @_variance
+@_dtype
 @_seed
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="video.mp4", show_default=True)
-def generate(prompt: str, model: str, tokenizer: str | None, seed: int, out: Path, variance_scale: float | None, **sampling: float) -> None:
+def generate(prompt: str, model: str, tokenizer: str | None, seed: int, out: Path, variance_scale: float | None, **opening: Any) -> None:
     """Make a video of a prompt."""
     from kinetok.pipelines.divot import generate_video
 
-    generate_video(_video_lm(model, tokenizer, **sampling), prompt, out, seed, variance_scale)
+    generate_video(_video_lm(model, tokenizer, **opening), prompt, out, seed, variance_scale)
     click.echo(out)
 
 
@@ -99,27 +111,33 @@ def generate(prompt: str, model: str, tokenizer: str | None, seed: int, out: Pat
 @_max_tokens
 @_steps
 @_guidance
+@_sampler
 @_variance
+@_dtype
 @_seed
 @click.option("--clips", type=click.IntRange(min=1), default=3, show_default=True, help="Parts of the story, each a text and a clip.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="story.html", show_default=True)
-def tell(request: str, model: str, tokenizer: str | None, out: Path, steps: int | None, guidance: float | None, **options: Any) -> None:
+def tell(request: str, model: str, tokenizer: str | None, out: Path, **options: Any) -> None:
     """Tell a story in texts and clips, as one page."""
     from kinetok.llm.divot.generation import Decoding
     from kinetok.pipelines.divot import tell_story
 
     decoding = Decoding.model_validate({name: options.pop(name) for name in Decoding.model_fields})
-    opened = _video_lm(model, tokenizer, steps=steps, guidance=guidance)
+    opened = _video_lm(model, tokenizer, **{name: options.pop(name) for name in ("steps", "guidance", "sampler", "dtype")})
     for text in tell_story(opened, request, out, decoding=decoding, **options):
         click.echo(text)
     click.echo(out)
 
 
-def _video_lm(model: str, tokenizer: str | None, **sampling: Any) -> "VideoLM":
+def _video_lm(model: str, tokenizer: str | None, sampler: tuple[str, ...] = (), **opening: Any) -> "VideoLM":
     """The model with its tokenizer; says which one where nobody named it."""
+    from kinetok.infra.job import apply_override
     from kinetok.pipelines.divot import VideoLM
 
-    opened = VideoLM.open(model, tokenizer, **sampling)
+    settings: dict[str, Any] = {}
+    for setting in sampler:
+        apply_override(settings, setting)
+    opened = VideoLM.open(model, tokenizer, sampler=settings, **opening)
     if opened.chosen is not None:
         click.echo(f"tokenizer: {opened.chosen}", err=True)
     return opened

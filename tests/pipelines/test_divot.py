@@ -161,7 +161,7 @@ def test_what_does_not_belong_together_is_refused(folder: Path) -> None:
         VideoLM.open(str(folder / "language"), str(folder / "other"))
     with pytest.raises(StoreError, match=r"--tokenizer: .*language does not say which tokenizer it speaks for; name it"):
         VideoLM.open(str(folder / "language"))
-    with pytest.raises(StoreError, match=r"tokenizer holds no language\.json"):
+    with pytest.raises(StoreError, match=r"tokenizer holds no language\.json.*convert-language --tokenizer"):
         VideoLM.open(str(folder / "tokenizer"), str(folder / "tokenizer"))
 
 
@@ -213,6 +213,24 @@ def test_options_reach_the_sampler_and_the_decoding(folder: Path, model: VideoLM
     assert said == model.ask(tmp_path / "v.mkv", "What?", decoding=SHORT)
     with pytest.raises(ConfigError, match="the schedule has 1000 steps, 2000 cannot be taken"):
         VideoLM.open(str(folder / "language"), str(folder / "tokenizer"), steps=2000)
+
+
+def test_more_of_the_sampler_and_the_type_of_the_weights(folder: Path, model: VideoLM, tmp_path: Path) -> None:
+    named = ("--model", folder / "language", "--tokenizer", folder / "tokenizer", "--seed", 3)
+    settings = ("--sampler", "eta=0.5", "--sampler", "rescale=0", "--sampler", "spacing=uniform", "--steps", 4)
+    run("generate", "a disc", *named, *settings, "--dtype", "bf16", "--out", tmp_path / "v.mp4")
+    more = {"eta": 0.5, "rescale": 0, "spacing": "uniform"}
+    changed = VideoLM.open(str(folder / "language"), str(folder / "tokenizer"), steps=4, sampler=more, dtype="bf16")
+    assert changed.show.sampler == model.tokenizer.config.sampler.model_copy(update=more | {"steps": 4})
+    assert (tmp_path / "v.mp4").read_bytes() == changed.mp4(changed.generate(["a disc"], seeds=[3])[0])
+    assert {weight.dtype for weight in changed.model.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in model.model.parameters()} == {torch.float32}, "the default of a CPU"
+    kept, rounded = (dict(each.model.named_buffers()) for each in (model, changed))
+    assert kept and all(torch.equal(rounded[name], buffer) for name, buffer in kept.items()), "rotary frequencies"
+    changed.tell("A story", clips=1, seed=3, decoding=SHORT)
+    for wrong, message in (("etha=1", "etha"), ("eta", "write it as")):
+        refused = CliRunner().invoke(main, ["generate", "a disc", *map(str, named), "--sampler", wrong])
+        assert refused.exit_code == 1 and message in refused.output
 
 
 def test_options_left_out_are_the_models_own() -> None:
