@@ -75,7 +75,9 @@ class I3D:
         try:
             self.model = torch.jit.load(str(file), map_location=self.device).eval()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            raise ValueError(f"{file} is no TorchScript file: {error}") from error
+            raise ValueError(
+                f"{file} is no TorchScript file: name what torch.jit.save wrote, such as i3d_torchscript.pt ({error})"
+            ) from error
 
     @torch.no_grad()
     def __call__(self, video_BCTHW: Tensor) -> Tensor:

@@ -205,7 +205,10 @@ class DivotLM(nn.Module):
         own = load_file(source / WEIGHTS_FILE)
         expected = {name for name in model.state_dict() if not name.startswith(f"{LANGUAGE}.")}
         if set(own) != expected:
-            raise ValueError(f"{source / WEIGHTS_FILE} differs from its config.json in {', '.join(sorted(set(own) ^ expected))}")
+            raise ValueError(
+                f"{source / WEIGHTS_FILE} differs from its config.json in {', '.join(sorted(set(own) ^ expected))}: they are of "
+                "two models; take the whole folder again from where it was saved"
+            )
         model.load_state_dict(own, strict=False)
         return model.eval()
 

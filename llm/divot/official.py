@@ -73,5 +73,5 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a folder's `.safetensors` files, or where it has none, of its `.bin` files."""
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not files:
-        raise ValueError(f"{folder} holds neither .safetensors nor .bin files")
+        raise ValueError(f"{folder} holds neither .safetensors nor .bin files: name the folder of the merged language model")
     return {name: tensor for file in files for name, tensor in read_state(file).items()}

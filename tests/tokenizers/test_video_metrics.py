@@ -37,6 +37,9 @@ def test_features_come_from_the_file(tmp_path: Path) -> None:
         i3d(video[:, :, :9])
     with pytest.raises(ValueError, match="no file here"):
         I3D(tmp_path / "none.pt")
+    (tmp_path / "odd.pt").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"no TorchScript file: name what torch\.jit\.save wrote"):
+        I3D(tmp_path / "odd.pt")
 
 
 def test_pixels_reach_clip_cropped_and_normalised() -> None:

@@ -40,7 +40,10 @@ class FrameVAE(Pretrained):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         if self.config.shift_factor is not None:
-            raise ValueError(f"{self.class_name} with a shift_factor ({self.config.shift_factor}) is not supported")
+            raise ValueError(
+                f"{self.class_name} with a shift_factor ({self.config.shift_factor}) is not supported: name one without, such as that of "
+                "Stable Diffusion 1 or 2"
+            )
 
     @property
     def z(self) -> int:

@@ -12,7 +12,7 @@ of the time embedding.
 """
 
 from collections.abc import Iterator
-from math import log
+from math import lcm, log
 from typing import Annotated, Self
 
 import torch
@@ -71,7 +71,10 @@ class UNetConfig(Config):
         if self.mult[0] != 1:
             raise ValueError(f"mult: the finest level must have `channels` channels, a multiplier of 1, got {self.mult[0]}")
         if self.channels % self.groups or self.channels % self.head_width:
-            raise ValueError(f"channels: {self.channels} are no multiple of {self.groups} groups and of heads of {self.head_width}")
+            raise ValueError(
+                f"channels: {self.channels} are no multiple of {self.groups} groups and of heads of {self.head_width}; "
+                f"{_next_multiple(self.channels, lcm(self.groups, self.head_width))} are"
+            )
         if any(level >= len(self.mult) for level in self.attention):
             raise ValueError(f"attention: levels are 0 to {len(self.mult) - 1}, got {self.attention}")
         return self
@@ -119,7 +122,10 @@ class VideoUNet(nn.Module):
         factor = 2 ** (len(self.config.mult) - 1)
         clips, _, frames, rows, columns = x_BZThw.shape
         if rows % factor or columns % factor:
-            raise ValueError(f"rows and columns of a latent must be multiples of {factor}, got {rows} x {columns}")
+            raise ValueError(
+                f"rows and columns of a latent must be multiples of {factor}, got {rows} x {columns}: take clips of "
+                f"{_next_multiple(rows, factor)} x {_next_multiple(columns, factor)} latent cells, or a U-Net with fewer levels in mult"
+            )
         given = self._given(t_B, context_BLC, stride_B, frames)
         h_FDhw = self.first(self.from_latent(x_BZThw.transpose(1, 2).flatten(0, 1)), given)
         skips = [h_FDhw]
@@ -189,6 +195,11 @@ class VideoUNet(nn.Module):
         heads = channels // config.head_width
         spatial = SpatialTransformer(channels, heads, config.groups, config.context, split=config.split is not None)
         return [spatial, TemporalTransformer(channels, heads, config.groups)]
+
+
+def _next_multiple(number: int, factor: int) -> int:
+    """The first multiple of `factor` that is no less than `number`."""
+    return -(-number // factor) * factor
 
 
 def embedding(width: int, out: int) -> nn.Sequential:

@@ -58,7 +58,7 @@ def test_context_parts() -> None:
 
 
 def test_what_cannot_be_built_or_halved_is_refused() -> None:
-    with pytest.raises(ValueError, match="multiples of 2, got 3 x 4"):
+    with pytest.raises(ValueError, match="multiples of 2, got 3 x 4: take clips of 4 x 4 latent cells"):
         VideoUNet(UNET)(torch.zeros(1, 4, 3, 3, 4), torch.zeros(1, dtype=torch.long), torch.zeros(1, 4, 16))
     for wrong, message in (({"mult": (2, 4)}, "finest level"), ({"groups": 5}, "no multiple"), ({"attention": (2,)}, "levels are 0 to 1")):
         with pytest.raises(ValidationError, match=message):
