@@ -65,24 +65,24 @@ def read_saved(folder: Path) -> Saved:
 def restore(folder: Path, engines: Mapping[str, Engine], average: Average | None) -> None:
     """Load what `save` wrote, or what `converted` made of it, into engines and average. A collective."""
     for player, engine in engines.items():
-        decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
+        own = [{name: group[name] for name in ("weight_decay", "rate")} for group in engine.optimizer.param_groups]
         whole = all(parameter.requires_grad for parameter in engine.module.parameters())
         path, _ = engine.load_checkpoint(str(folder / player), tag=TAG, load_module_strict=whole)
         if path is None:
             raise TrainingError(f"{folder} holds no state of the player {player!r}: the model changed under a running job; use --force")
-        _separate(engine.optimizer, decays)
+        _separate(engine.optimizer, own)
     if average is not None:
         average.load(load_file(folder / AVERAGE))
 
 
-def _separate(optimizer: torch.optim.Optimizer, decays: list[float]) -> None:
+def _separate(optimizer: torch.optim.Optimizer, own: list[dict[str, float]]) -> None:
     """Undo what loading the universal format does at ZeRO 3: every group gets the numbers of the first and one step counter is shared by
     all, which then runs ahead."""
-    for group, decay in zip(optimizer.param_groups, decays, strict=True):
-        group["weight_decay"] = decay
-    for state in optimizer.state.values():
+    for group, numbers in zip(optimizer.param_groups, own, strict=True):
+        group.update(numbers)
+    for parameter, state in optimizer.state.items():
         if "step" in state:
-            state["step"] = state["step"].clone()
+            state["step"] = state["step"].to(parameter.device, copy=True)  # where the fused kernel reads it
 
 
 def needs_conversion(saved: Saved, *, workers: int, zero: int) -> bool:

@@ -35,7 +35,7 @@ OUTCOMES = "_work/outcomes"
 ATTEMPTS = "_work/attempts"
 SUMMARY = "training.json"
 FOLLOW_SECONDS = 1.0
-LATER_FIELDS = ("eps", "floor", "decays")
+LATER_FIELDS = ("eps", "floor", "decays", "rates")
 """Of `PlayerConfig`: not written out at their defaults, so that keys of before they were there still hold."""
 
 
@@ -59,6 +59,11 @@ class PlayerConfig(Config):
     """Added to the root of the second moment."""
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """What the cosine ends at, as a part of the peak."""
+    rates: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Learning rates of single modules of the player over `lr`, by their dotted names; of two that hold a parameter the inner one counts.
+
+    To go on with another number of workers, DeepSpeed needs a number for each of them in what has one rate and one decay: name no single bias.
+    """
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:

@@ -319,7 +319,7 @@ class Loop:
 
     def _set_lr(self, player: str, step: int) -> None:
         for group in self.engines[player].optimizer.param_groups:
-            group["lr"] = self._lr(player, step)
+            group["lr"] = group["rate"] * self._lr(player, step)
 
     def _note(self, figures: Mapping[str, Tensor]) -> None:
         for name, value in figures.items():

@@ -1,7 +1,7 @@
 """Drawn moving scenes with captions that are true by construction: one to three shapes that move on a moving background, or `plain` ones.
 
-A plain scene's background has one colour, and its shapes are large, never turn and go straight, always in view: what a caption says is
-most of what there is to see, so that small models learn it in minutes.
+A plain scene's background has one colour, and its shapes are large, never turn and go straight across the middle, always in view: what a
+caption says is most of what there is to see, so that small models learn it in minutes.
 
 Everything follows from one integer per scene; shapes are drawn by signed distance, so that edges are antialiased and motion is
 smooth below a pixel. What was drawn is told twice: as a sentence, and as the facts it is made of (`Shape`), for questions and judges.
@@ -68,7 +68,7 @@ class Manner:
 
 
 LIVELY = Manner((0.2, 0.42), turning=True, motions=MOTIONS, aside=0.6, reach=1.0, beyond=0.3)
-PLAIN = Manner((0.35, 0.45), turning=False, motions=STRAIGHT, aside=0.4, reach=0.6, beyond=0.0)
+PLAIN = Manner((0.5, 0.6), turning=False, motions=STRAIGHT, aside=0.1, reach=0.3, beyond=0.0)
 
 
 class Canvas:

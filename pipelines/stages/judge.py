@@ -16,7 +16,7 @@ class Judge(Stage, FitConfig):
     """A trained judge in `model/`, its metrics in `metrics/`, and `training.json`."""
 
     kind: Literal["judge"] = "judge"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     uses_ray: ClassVar[bool] = True
     scales_with: ClassVar[tuple[str, ...]] = ("steps", "global_batch")
     scenes: Annotated[Ref, Produces("scenes")]

@@ -20,7 +20,7 @@ class Scenes(Stage):
     """`count` drawn videos of `seconds` at `fps`; the same fields give the same bytes."""
 
     kind: Literal["scenes"] = "scenes"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     scales_with: ClassVar[tuple[str, ...]] = ("count",)
     count: Count = 96
     seed: Annotated[StrictInt, Field(ge=0)] = 0

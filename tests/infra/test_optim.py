@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from kinetok.infra.errors import ConfigError
 from kinetok.infra.fit import PlayerConfig
 from kinetok.infra.optim import Average, adamw, ema_decay, lr_factor
 
@@ -73,3 +74,20 @@ def test_fields_that_came_later_are_not_written_at_their_defaults() -> None:
     changed = PlayerConfig(lr=1.0, eps=1e-6, floor=0.05)
     assert changed.model_dump(mode="json") == PlayerConfig(lr=1.0).model_dump(mode="json") | {"eps": 1e-6, "floor": 0.05}
     assert PlayerConfig.model_validate(changed.model_dump()) == changed
+
+
+def test_modules_have_rates_of_their_own_and_the_inner_one_counts() -> None:
+    module = nn.ModuleDict({"outer": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False)), "other": nn.Linear(3, 3, bias=False)})
+    config = PlayerConfig(lr=2.0, weight_decay=0.1, rates={"outer": 0.5, "outer.1": 0.25})
+    groups = adamw(module, config).param_groups
+    found = {id(p): (group["rate"], group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    outer, other = module["outer"], module["other"]
+    assert found[id(outer[0].weight)] == (0.5, 1.0, 0.1) and found[id(outer[0].bias)] == (0.5, 1.0, 0.0)
+    assert found[id(outer[1].weight)] == (0.25, 0.5, 0.1) and found[id(other.weight)] == (1.0, 2.0, 0.1)
+    assert "rates" not in PlayerConfig(lr=1.0).model_dump()
+
+
+def test_a_rate_of_what_trains_nothing_is_refused() -> None:
+    module = nn.ModuleDict({"encoder": nn.Linear(2, 2), "frozen": nn.Linear(2, 2).requires_grad_(False)})
+    with pytest.raises(ConfigError, match="rates: enc, frozen trains nothing; modules of this player are encoder, frozen"):
+        adamw(module, PlayerConfig(lr=1.0, rates={"enc": 0.5, "frozen": 0.5, "encoder": 0.5}))

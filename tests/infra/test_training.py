@@ -160,7 +160,7 @@ class Numbers:
 CONFIG = FitConfig(
     steps=12,
     global_batch=8,
-    optimizers={"model": PlayerConfig(lr=0.02, warmup=3, weight_decay=0.1)},
+    optimizers={"model": PlayerConfig(lr=0.02, warmup=3, weight_decay=0.1, rates={"net": 0.5})},
     ema=0.9,
     eval_every=6,
     checkpoint_every=4,
@@ -297,15 +297,13 @@ def test_equals_a_loop_written_by_hand(tmp_path: Path) -> None:
     toy.players["model"].load_state_dict(start_weights(Toy, "model"))
     net = toy.players["model"].net
     average = {name: p.detach().clone() for name, p in net.named_parameters()}
-    biases = [p for p in net.parameters() if p.ndim == 1]
-    kernels = [p for p in net.parameters() if p.ndim == 2]
-    groups = [{"params": kernels, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
+    groups = [{"params": [p], "weight_decay": 0.1 * (p.ndim == 2)} for p in net.parameters()]
     optimizer = torch.optim.AdamW(groups, lr=0.02, betas=(0.9, 0.95))
     samples = Numbers().batches(start=0, batch=8, rank=0, world=1)
     expected: list[float] = []
     for step in range(1, 13):
         for group in optimizer.param_groups:
-            group["lr"] = 0.02 * (step / 3 if step <= 3 else (1 + math.cos(math.pi * (step - 4) / 9)) / 2)
+            group["lr"] = 0.5 * 0.02 * (step / 3 if step <= 3 else (1 + math.cos(math.pi * (step - 4) / 9)) / 2)
         loss, _ = toy.players["model"](next(samples), step)
         optimizer.zero_grad()
         loss.backward()
