@@ -146,7 +146,7 @@ class Folder:
         if not self.is_local:
             s3.write(self._at(name), len(data), lambda start, length: data[start : start + length])
             return
-        with _clear_errors(target), _aside(target) as aside, open(aside, "wb") as file:
+        with _clear_errors(target), written_aside(target) as aside, open(aside, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -162,7 +162,7 @@ class Folder:
             s3.write(self._at(name), source.stat().st_size, lambda start, length: disk.read_range(source.name, start, length))
             source.unlink()
             return
-        with _clear_errors(target), _aside(target) as aside:
+        with _clear_errors(target), written_aside(target) as aside:
             shutil.move(source, aside)
 
     def write_if(self, name: str, data: bytes, expected: bytes | None) -> bool:
@@ -217,7 +217,7 @@ class Folder:
         if not self.is_local:
             s3.copy(self._at(name), target._at(name))
             return
-        with open(self.path(name), "rb") as source, _clear_errors(target.path(name)), _aside(target.path(name)) as aside:
+        with open(self.path(name), "rb") as source, _clear_errors(target.path(name)), written_aside(target.path(name)) as aside:
             shutil.copyfile(source.name, aside)
 
     def found(self, under: str = "") -> list[Found]:
@@ -288,7 +288,7 @@ def _walk_one(path: str, name: str) -> Iterator[Found]:
 
 
 @contextlib.contextmanager
-def _aside(target: str) -> Iterator[str]:
+def written_aside(target: str) -> Iterator[str]:
     """A temporary sibling of `target`, moved over it when the block succeeds and deleted when it does not."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
     aside = f"{target}{_TEMPORARY}{uuid.uuid4().hex[:8]}"

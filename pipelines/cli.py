@@ -39,6 +39,11 @@ _from = click.option(
     "--from", "start", multiple=True, metavar="STAGE", help="Build this stage and all that is made of it; may be repeated."
 )
 _force = click.option("--force", is_flag=True, help="Delete and build again what is selected, finished or not.")
+_model = click.option(
+    "--model",
+    required=True,
+    help="A folder, also of diffusers, an artifact of $KINETOK_STORE, models:/name@alias, or an id of the Hugging Face hub.",
+)
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 _cluster = click.option("--address", envvar=_ADDRESS, required=True, help="Of the cluster's dashboard: http://127.0.0.1:8265.")
 
@@ -316,11 +321,7 @@ for _command in DIVOT:
 
 
 @main.command()
-@click.option(
-    "--model",
-    required=True,
-    help="A folder, also of diffusers, an artifact of $KINETOK_STORE, models:/name@alias, or an id of the Hugging Face hub.",
-)
+@_model
 @click.option("--source", required=True, help="Tars (s3://b/{000000..000099}.tar) or a folder of videos.")
 @click.option("--out", required=True, help="Folder or s3:// prefix; give the same again to continue.")
 @click.option("--csv", help="Captions and ids in WebVid's columns, for a folder.")
@@ -336,6 +337,35 @@ def tokenize(model: str, source: str, out: str, csv: str | None, **options: floa
 
     recipe, resources = settings(options)
     _console().print(summary(tokenize(model, source, out, csv=csv, recipe=recipe, resources=resources)))
+
+
+@main.command()
+@click.argument("video", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@_model
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="reconstructed.mp4", show_default=True)
+@click.option("--overlap", type=click.IntRange(min=0), default=0, help="Frames that neighbouring chunks share and blend; 4 in ProMAG.")
+@click.option("--stream", is_flag=True, help="One stream of latents without seams, where the model keeps its state.")
+@click.option("--frames", type=click.IntRange(min=1), help="Of a chunk; without it 17, or the model's window.")
+@click.option(
+    "--tile", type=click.IntRange(min=1), help="Convolve tiles of so many cells an edge, for large pictures; the result is the same."
+)
+@click.option("--fps", type=click.FloatRange(0.01, 1000), help="Without it, the video's own.")
+@click.option("--size", type=click.IntRange(min=1), help="Pixels of the shorter side; without it, the video's own.")
+@click.option("--seed", default=0, show_default=True, help="Of a model that samples.")
+def reconstruct(video: Path, model: str, out: Path, **way: Any) -> None:
+    """Show what a tokenizer makes of a video: an mp4 of the original beside it, tokens, PSNR and SSIM.
+
+    The video may be of any length: it goes through in chunks, or as a stream. Its edges are cropped to what the model takes.
+    """
+    from kinetok.pipelines.models import load
+    from kinetok.pipelines.round_trip import Way, round_trip
+
+    def note(frames: int) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{frames:,} frames\r", nl=False, err=True)
+
+    for line in round_trip(load(model), video, out, Way(**way), note).lines():
+        click.echo(line)
 
 
 @main.command()

@@ -5,6 +5,9 @@ torchmetrics is imported on first use: planning a job imports the models' config
 Legend: B clips, C channels, T H W frames, rows, columns.
 """
 
+import math
+
+import torch
 from torch import Tensor
 
 RANGE = 2.0
@@ -28,6 +31,34 @@ def clip_ssim(video_BCTHW: Tensor, target_BCTHW: Tensor) -> Tensor:
     ssim = structural_similarity_index_measure(frames, targets, data_range=(-1.0, 1.0), reduction="none")
     assert isinstance(ssim, Tensor)
     return ssim.view(video_BCTHW.shape[0], -1).mean(1)
+
+
+class Fidelity:
+    """`clip_psnr` and `clip_ssim` of one video whose pieces come one after the other; at work on one frame at a time."""
+
+    def __init__(self) -> None:
+        import torchmetrics.functional.image  # noqa: F401 - here, so that it takes no time of what is measured
+
+        self.frames = 0
+        self._squares = self._numbers = self._ssim = 0.0
+
+    def add(self, video_BCTHW: Tensor, target_BCTHW: Tensor) -> None:
+        """The next frames, B = 1."""
+        for video, target in zip(torch.split(video_BCTHW, 1, 2), torch.split(target_BCTHW, 1, 2), strict=True):
+            self._squares += float((video.double() - target.double()).square().sum())
+            self._numbers += target.numel()
+            self._ssim += float(clip_ssim(video, target))
+            self.frames += 1
+
+    @property
+    def psnr(self) -> float:
+        """In dB, from one mean squared error over all frames; infinite where the two are equal."""
+        return 10 * math.log10(RANGE**2 * self._numbers / self._squares) if self._squares else math.inf
+
+    @property
+    def ssim(self) -> float:
+        """The mean over frames."""
+        return self._ssim / self.frames
 
 
 def mean_frame(video_BCTHW: Tensor) -> Tensor:

@@ -320,8 +320,6 @@ def read_video(
 
     Give `size` for a square, or `height` and `width`; `frames=None` reads to the end. Raises BadVideo.
     """
-    import torch
-
     if size is not None:
         height = width = size
     if height is None or width is None:
@@ -331,7 +329,14 @@ def read_video(
         found = list(islice(video.frames_at(times, height=height, width=width), frames))
     if not found or (frames is not None and len(found) < frames):
         raise BadVideo(Reason.ENDS_EARLY, f"has {len(found)} frames from {start:g} s on at {fps:g} fps, {frames or 1} are needed", start)
-    pixels_TCHW = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
+    return as_tensor(found)
+
+
+def as_tensor(frames: Sequence[Pixels]) -> "Tensor":
+    """Decoded frames, one or more, as float tensor (1, 3, T, H, W) in [-1, 1]."""
+    import torch
+
+    pixels_TCHW = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
     return pixels_TCHW.float().div(127.5).sub(1).permute(1, 0, 2, 3)[None].contiguous()
 
 

@@ -5,8 +5,10 @@ of the range [-1, 1]. Small clips are enlarged by whole pixels, so that chroma s
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -30,10 +32,14 @@ HEAT = torch.tensor([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [25
 
 def triptych(original_CTHW: Tensor, restored_CTHW: Tensor) -> NDArray[np.uint8]:
     """Original, reconstruction, error map: uint8 frames (T, H, W', 3) with even sides."""
-    panes = [pixels(original_CTHW), pixels(restored_CTHW), _heat((original_CTHW - restored_CTHW).abs().mean(0))]
-    large = [enlarged(pane) for pane in panes]
-    gap = torch.full((*large[0].shape[:2], GUTTER, 3), WHITE, dtype=torch.uint8)
-    return _even(torch.cat([large[0], gap, large[1], gap, large[2]], 2)).numpy()
+    return beside([pixels(original_CTHW), pixels(restored_CTHW), _heat((original_CTHW - restored_CTHW).abs().mean(0))])
+
+
+def beside(panes: Sequence[Tensor]) -> NDArray[np.uint8]:
+    """Videos (T, H, W, 3) of one size side by side, enlarged where they are small: uint8 frames (T, H, W', 3) with even sides."""
+    first, *others = (enlarged(pane) for pane in panes)
+    gap = torch.full((*first.shape[:2], GUTTER, 3), WHITE, dtype=torch.uint8)
+    return _even(torch.cat([first, *(part for pane in others for part in (gap, pane))], 2)).numpy()
 
 
 def enlarged(frames_THWC: Tensor, rows: int = PANE) -> Tensor:
@@ -63,18 +69,30 @@ def png(image_HWC: NDArray[np.uint8]) -> bytes:
 
 
 def mp4(frames_THWC: NDArray[np.uint8], fps: float) -> bytes:
-    """The frames as H.264 (yuv420p)."""
+    """The frames as a file of `mp4_writer`."""
     target = io.BytesIO()
-    with av.open(target, "w", format="mp4") as box:
+    with mp4_writer(target, fps) as write:
+        write(frames_THWC)
+    return target.getvalue()
+
+
+@contextmanager
+def mp4_writer(file: BinaryIO, fps: float) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
+    """A function that writes the next frames (T, H, W, 3) of a video to `file` as H.264 (yuv420p); the file is whole after the block."""
+    with av.open(file, "w", format="mp4") as box:
         # With macroblock trees or adaptive quantisation x264 now and then gives other bytes for the same frames, even on one thread.
         options = {"crf": CRF, "threads": "1", "x264-params": "mbtree=0:aq-mode=0"}
         stream = box.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
-        stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        for frame in frames_THWC:
-            box.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+
+        def write(frames_THWC: NDArray[np.uint8]) -> None:
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = frames_THWC.shape[1:3]
+            for frame in frames_THWC:
+                box.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+
+        yield write
         box.mux(stream.encode())
-    return target.getvalue()
 
 
 def _even(frames_THWC: Tensor) -> Tensor:

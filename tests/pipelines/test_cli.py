@@ -54,6 +54,7 @@ def test_help_imports_nothing_heavy() -> None:
         "quarantine",
         "pack",
         "tokenize",
+        "reconstruct",
         "sync",
         "ui",
     ):

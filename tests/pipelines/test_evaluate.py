@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import av
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,7 +22,7 @@ from kinetok.infra.storage import Folder
 from kinetok.pipelines.models import open_model
 from kinetok.pipelines.report import ladder
 from kinetok.pipelines.report.networks import Networks
-from kinetok.pipelines.report.panel import ERROR_SCALE, mp4, triptych
+from kinetok.pipelines.report.panel import ERROR_SCALE, mp4, mp4_writer, triptych
 from kinetok.pipelines.stages.clips import Clips as ClipsStage
 from kinetok.pipelines.stages.evaluate import Evaluate, too_small
 from kinetok.tokenizers.base import ModelConfig, Tokenizer, Tokens, TokenSpec
@@ -202,3 +203,12 @@ def test_the_error_map_is_black_where_nothing_differs() -> None:
     bright = triptych(same, same + ERROR_SCALE)[:, :, -192:]
     assert bright.min() >= 160 and len(mp4(frames, 8.0)) > 500
     assert math.isclose(frames[0, 0, 0, 0], 128, abs_tol=1)
+
+
+def test_a_video_may_be_written_in_pieces() -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (9, 32, 48, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    with mp4_writer(file, 8.0) as write:
+        for piece in (frames[:1], frames[1:8], frames[8:]):
+            write(piece)
+    assert file.getvalue() == mp4(frames, 8.0)

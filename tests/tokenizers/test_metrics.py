@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kinetok.tokenizers.metrics import clip_psnr, clip_ssim, frame_psnr, mean_frame
+from kinetok.tokenizers.metrics import Fidelity, clip_psnr, clip_ssim, frame_psnr, mean_frame
 
 
 def test_clip_psnr_is_one_squared_error_over_the_clip() -> None:
@@ -37,6 +37,19 @@ def test_ssim_is_one_for_equal_clips_and_falls_with_noise() -> None:
 def test_a_clips_ssim_does_not_depend_on_its_company() -> None:
     target, video = torch.rand(2, 3, 2, 16, 16), torch.rand(2, 3, 2, 16, 16)
     torch.testing.assert_close(clip_ssim(video, target)[1:], clip_ssim(video[1:], target[1:]))
+
+
+def test_figures_of_pieces_are_those_of_the_whole() -> None:
+    target, video = torch.rand(2, 1, 3, 7, 16, 16) * 2 - 1
+    fidelity = Fidelity()
+    for piece, aim in zip(torch.split(video, [1, 4, 2], 2), torch.split(target, [1, 4, 2], 2), strict=True):
+        fidelity.add(piece, aim)
+    assert fidelity.frames == 7
+    assert fidelity.psnr == pytest.approx(clip_psnr(video, target).item())
+    assert fidelity.ssim == pytest.approx(clip_ssim(video, target).item())
+    equal = Fidelity()
+    equal.add(video, video)
+    assert equal.psnr == math.inf and equal.ssim == pytest.approx(1)
 
 
 def test_mean_frame_is_exact_for_still_clips_only() -> None:

@@ -9,13 +9,16 @@ Legend: B clips, C channels, T H W frames, rows, columns, Z latent channels, t h
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Self
+from itertools import islice
+from typing import Annotated, Self, TypeVar
 
 import torch
 from pydantic import Field, StrictInt, model_validator
 from torch import Tensor
 
 from kinetok.tokenizers.base import Config, Count, Tokenizer, Tokens
+
+Frame = TypeVar("Frame")
 
 
 class ChunkPlan(Config):
@@ -36,6 +39,14 @@ class ChunkPlan(Config):
         """The frames of each chunk of a video of `frames` frames; no chunk holds shared frames alone."""
         starts = range(0, max(frames - self.overlap, 1), self.frames - self.overlap)
         return [range(start, min(start + self.frames, frames)) for start in starts]
+
+    def cut(self, frames: Iterable[Frame]) -> Iterator[list[Frame]]:
+        """The chunks of `spans` of frames that come one at a time, and nobody knows how many; one chunk is held, no more."""
+        source, chunk = iter(frames), list[Frame]()
+        while fresh := list(islice(source, self.frames - len(chunk))):
+            chunk += fresh
+            yield chunk
+            chunk = chunk[max(len(chunk) - self.overlap, 0) :]
 
     def steps(self, frames: int, temporal: int) -> list[int]:
         """Latent steps of each chunk; their sum is the length of the joined latents."""

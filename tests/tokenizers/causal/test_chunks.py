@@ -1,7 +1,7 @@
 """Chunks of a video: how they are counted, joined and blended."""
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 import torch
@@ -38,6 +38,19 @@ def test_spans_cover_every_frame_and_share_exactly_the_overlap(frames: int, over
     for before, after in pairwise(spans):
         assert after.start == before.stop - overlap
         assert after.stop > before.stop
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 4, 16])
+@pytest.mark.parametrize("frames", [1, 3, 4, 5, 16, 17, 18, 21, 22, 30, 31, 100])
+def test_frames_that_come_one_at_a_time_are_cut_into_the_same_chunks(frames: int, overlap: int) -> None:
+    plan = ChunkPlan(overlap=overlap)
+    assert list(plan.cut(iter(range(frames)))) == [list(span) for span in plan.spans(frames)]
+
+
+def test_no_more_than_a_chunk_is_read_ahead() -> None:
+    source = count()
+    assert next(ChunkPlan().cut(source)) == list(range(17)) and next(source) == 17
+    assert list(ChunkPlan().cut([])) == []
 
 
 @pytest.mark.parametrize(("temporal", "per_chunk", "of_340"), [(4, 5, 100), (8, 3, 60), (16, 2, 40)])
