@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from ladder import BATCH, Ladder
 from torch import Tensor
-from unit import Course, Unit
+from unit import Course, Unit, aside
 
 from kinetok.llm.dit import DiTConfig, VideoDiT
 from kinetok.llm.training import DiffusionObjective, DiTTrainable
@@ -92,6 +92,7 @@ def _latents(ladder: Ladder, name: str, split: str) -> Tensor:
     cache = ladder.unit(name).folder / f"latents-{split}.pt"
     if not cache.exists():
         rung = ladder.rung(name)
-        torch.save(torch.cat([rung.encode(part).values for part in ladder.material.windows(split).split(16)]), cache)
+        with aside(cache) as part:
+            torch.save(torch.cat([rung.encode(windows).values for windows in ladder.material.windows(split).split(16)]), part)
     loaded: Tensor = torch.load(cache, weights_only=True)
     return loaded
