@@ -42,6 +42,17 @@ def aside(file: Path) -> Iterator[Path]:
     part.rename(file)
 
 
+def remembered(file: Path, measure: Callable[[], dict[str, object]]) -> dict[str, object]:
+    """What was measured once and is kept as JSON."""
+    if not file.exists():
+        measured = measure()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with aside(file) as part:
+            part.write_text(json.dumps(measured))
+    found: dict[str, object] = json.loads(file.read_text())
+    return found
+
+
 class Trainable(Protocol):
     """What kinetok's trainables of one player have in common."""
 
@@ -80,7 +91,9 @@ class Unit:
         """Figures of a finished run. Raises OtherBudget where it was not one of `steps`."""
         found: dict[str, object] = json.loads(self.figures.read_text())
         if steps is not None and found["steps"] != steps:
-            raise OtherBudget(f"{self.folder} was trained for {found['steps']} steps, not {steps}: another budget needs another work folder")
+            raise OtherBudget(
+                f"{self.folder} was trained for {found['steps']} steps, not {steps}: another budget needs another work folder"
+            )
         return found
 
     def marks(self) -> dict[str, dict[str, object]]:
