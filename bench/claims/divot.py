@@ -19,7 +19,7 @@ import torch
 from divot_evidence import Evidence
 from rows import Row, write
 from study import ORDER, Budget, Material, Study
-from unit import OutOfTime
+from unit import OutOfTime, aside
 
 ROOT = Path(__file__).parents[2]
 SAVED = 3.0
@@ -56,7 +56,8 @@ def measure_costs(file: Path) -> None:
     """Run the bench of caches, once."""
     if not file.exists():
         said = subprocess.run([sys.executable, ROOT / "bench" / "caches.py"], check=True, capture_output=True, text=True).stdout
-        file.write_text(json.dumps([json.loads(line) for line in said.splitlines() if line.startswith("{")], indent=1))
+        with aside(file) as part:
+            part.write_text(json.dumps([json.loads(line) for line in said.splitlines() if line.startswith("{")], indent=1))
 
 
 def report(material: Material, budget: Budget, steps: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from ladder import BATCH, Ladder
 from torch import Tensor
-from unit import Course, Unit
+from unit import aside
 
 from kinetok.llm.dit import DiTConfig, VideoDiT
 from kinetok.llm.training import DiffusionObjective, DiTTrainable
@@ -26,9 +26,12 @@ CHUNKS = 4
 TIMED_STEPS = 4
 
 
-def generator(ladder: Ladder, rate: str, steps: int) -> dict[str, object]:
+def generator(ladder: Ladder, rate: str) -> dict[str, object]:
     """Figures of the transformer trained on one rung's latents: `flow_loss`, tokens of 68 frames, seconds and megabytes of a step."""
-    unit = Unit(ladder.material.work / f"seed{ladder.seed}" / ladder.start / f"dit-{rate}", ladder.deadline)
+    name = f"dit-{rate}"
+    unit, course = ladder.unit(name), ladder.budget.course(name, LR, ladder.seed)
+    if unit.figures.exists():
+        return unit.read(course.steps)
     train, val = (_latents(ladder, RUNGS[rate], split) for split in ("train", "val"))
     models: list[VideoDiT] = []
 
@@ -45,7 +48,7 @@ def generator(ladder: Ladder, rate: str, steps: int) -> dict[str, object]:
         losses = DiTTrainable(models[-1], DiffusionObjective()).evaluate(_batch(val, 0))["flow_loss"]
         return {"flow_loss": float(losses.mean()), **cost(tuple(val.shape[1:]))}
 
-    return unit.run(build, batch, measure, Course(steps, LR, ladder.seed))
+    return unit.run(build, batch, measure, course)
 
 
 def cost(chunk: tuple[int, ...]) -> dict[str, object]:
@@ -92,6 +95,7 @@ def _latents(ladder: Ladder, name: str, split: str) -> Tensor:
     cache = ladder.unit(name).folder / f"latents-{split}.pt"
     if not cache.exists():
         rung = ladder.rung(name)
-        torch.save(torch.cat([rung.encode(part).values for part in ladder.material.windows(split).split(16)]), cache)
+        with aside(cache) as part:
+            torch.save(torch.cat([rung.encode(windows).values for windows in ladder.material.windows(split).split(16)]), part)
     loaded: Tensor = torch.load(cache, weights_only=True)
     return loaded

@@ -3,34 +3,41 @@
 Every training run is a unit that is kept in the work folder: a second call continues where the first ran out of time, and one with
 nothing left to train only writes the rows. Seeds may be trained by several calls at once, each its own seeds; `--only` narrows a call
 to some rungs. Steps are set by `--steps` (the base's; a grown stage gets a third of them) and belong to the units: another number
-needs another folder, or another start. Rows: docs/results.md and docs/results/promag.json, from all seeds that the work folder holds.
+needs another folder, or another start, and is refused. Rows: docs/results.md and docs/results/promag.json, from all seeds that the
+work folder holds. `--stored` needs no unit: it measures the baselines and judges the rows of the JSON file by the rules of today.
 """
 
 import argparse
 import os
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from evidence import STARTS, Evidence, number
+from baselines import baselines
+from evidence import STARTS, Evidence
 from ladder import Budget, Ladder, Material
 from latents import RUNGS, generator
-from rows import write
-from unit import OutOfTime
+from rows import Row, read, write
+from unit import OtherBudget, OutOfTime
+from verdicts import judged
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = ROOT / "docs" / "results" / "promag.json"
+DATA = ROOT.parent / "shared" / "data"
+SCRIPT = "python bench/claims/promag.py"
 ABLATIONS = ("keyless8", "residual8", "modulated8")
 LEVERS = ("slower8", "unfrozen8", "deeper8")
 COMPARED = ("base", "grown8", "direct8", "grown16", "direct16", *ABLATIONS, *LEVERS, *(f"dit-{rate}" for rate in RUNGS))
 """In the order of training: key rows first."""
-STAGE_SHARE = 3
-"""A grown stage gets this fraction of the base's steps: most of the budget is the base's, which every grown rung stands on."""
-GENERATOR_SHARE = 12
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure ProMAG's claims; writes docs/results.md and docs/results/promag.json.")
-    parser.add_argument("--minutes", type=float, required=True, help="time budget of this call; 0 only writes the rows")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--minutes", type=float, help="time budget of this call; 0 only writes the rows")
+    what.add_argument("--stored", action="store_true", help="train nothing: judge the stored rows anew, beside baselines measured today")
     parser.add_argument("--steps", type=int, default=2400, help="training steps of the base")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS), help="how base and direct models are initialised")
@@ -40,16 +47,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         type=Path,
-        default=os.environ.get("KINETOK_DATA", ROOT.parent / "shared" / "data"),
+        default=os.environ.get("KINETOK_DATA", DATA),
         help="clips/, split.csv and clips_info.csv",
     )
     return parser.parse_args()
 
 
 def train(ladder: Ladder, name: str) -> None:
-    """One unit and all that it needs."""
+    """One unit and all that it needs; diffusion transformers on the transform start only, which their row is of."""
     if name.startswith("dit-"):
-        generator(ladder, name.removeprefix("dit-"), ladder.budget.base // GENERATOR_SHARE)
+        if ladder.start != "dct":
+            return
+        generator(ladder, name.removeprefix("dit-"))
     else:
         ladder.train(name)
 
@@ -57,29 +66,57 @@ def train(ladder: Ladder, name: str) -> None:
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
+    material = Material(options.data, options.work)
+    if options.stored:
+        again(material)
+        return
     deadline = time.monotonic() + options.minutes * 60
-    material, budget = Material(options.data, options.work), Budget(options.steps, options.steps // STAGE_SHARE)
     try:
         for seed in options.seeds:
             for start in options.starts:
                 for name in options.only:
-                    train(Ladder(material, seed, start, budget, deadline), name)
+                    train(Ladder(material, seed, start, Budget.of(options.steps), deadline), name)
     except OutOfTime as stopped:
         print(f"out of time in {stopped}: call again to continue")
+    except OtherBudget as other:
+        sys.exit(str(other))
     report(material)
+
+
+def again(material: Material) -> None:
+    """The stored rows, judged anew beside today's baselines."""
+    found = baselines(material, f"{SCRIPT} --stored")
+    own = {row.claim for row in found.rows}
+    put([*found.rows, *(judged(row, found.references) for row in read(FIGURES) if row.claim not in own)])
 
 
 def report(material: Material) -> None:
     """Rows from every seed and start in the work folder, each start with the number of steps that it was trained for."""
-    rows = []
-    for start in STARTS:
-        ladders = [Ladder(material, seed, start, Budget(0, 0), deadline=0.0) for seed in material.seeds(start)]
-        if ladders:
-            steps = int(number(ladders[0].train("base"), "steps"))
-            seeds = " ".join(str(ladder.seed) for ladder in ladders)
-            command = f"python bench/claims/promag.py --steps {steps} --seeds {seeds} --starts {start} --minutes 120"
-            rows += Evidence(ladders, material.source, command).all()
-    write(rows, ROOT / "docs" / "results.md", ROOT / "docs" / "results" / "promag.json")
+    try:
+        started = {start: ladders for start in STARTS if (ladders := material.ladders(start))}
+        if not started:
+            sys.exit(f"nothing is trained in {material.work}: the rows stay as they are; --stored judges them anew")
+        found = baselines(material, f"{SCRIPT} --stored")
+        evidence = [
+            Evidence(ladders, material.source, command(material, start, ladders), found.references) for start, ladders in started.items()
+        ]
+        rows = [*found.rows, *(row for each in evidence for row in each.all())]
+    except OtherBudget as other:
+        sys.exit(str(other))
+    put(rows)
+
+
+def command(material: Material, start: str, ladders: Sequence[Ladder]) -> str:
+    """What trains the ladders of one start anew, in an empty work folder of that name."""
+    work, data = (path.resolve() for path in (material.work, material.source))
+    shown = work.relative_to(ROOT) if work.is_relative_to(ROOT) else work
+    seeds = " ".join(str(ladder.seed) for ladder in ladders)
+    elsewhere = "" if data == DATA.resolve() else f" --data {data}"
+    return f"{SCRIPT} --steps {ladders[0].budget.base} --seeds {seeds} --starts {start} --minutes 120 --work {shown}{elsewhere}"
+
+
+def put(rows: Sequence[Row]) -> None:
+    write(rows, ROOT / "docs" / "results.md", FIGURES)
     print(f"{len(rows)} rows")
 
 

@@ -16,11 +16,12 @@ class Row:
     claim: str
     values: dict[str, float | list[float]]
     aim: str
-    holds: bool
+    holds: bool | None
+    """None where there is nothing to hold: a figure for comparison."""
     command: str
     seeds: list[int]
     minutes: float
-    """Of training that the row rests on, on the cores it had."""
+    """Of all training that the row rests on, that of rungs below and searches of learning rates included, on the cores it had."""
 
 
 def mean(values: Sequence[float]) -> float:
@@ -44,12 +45,18 @@ def write(rows: Sequence[Row], page: Path, figures: Path) -> None:
     figures.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
+def read(figures: Path) -> list[Row]:
+    """The rows of a JSON file."""
+    return [Row(**row) for row in json.loads(figures.read_text())]
+
+
 def table(rows: Sequence[Row]) -> str:
     """Markdown, with the commands that made it."""
     lines = ["| claim | measured | aim | holds | seeds |", "|---|---|---|---|---|"]
+    said = {True: "yes", False: "no", None: "-"}
     for row in rows:
         measured = ", ".join(f"{name} {_shown(value)}" for name, value in row.values.items())
-        lines.append(f"| {row.claim} | {measured} | {row.aim} | {'yes' if row.holds else 'no'} | {len(row.seeds)} |")
+        lines.append(f"| {row.claim} | {measured} | {row.aim} | {said[row.holds]} | {len(row.seeds) or '-'} |")
     commands = dict.fromkeys(row.command for row in rows)
     return "\n".join([*lines, "", f"Made by {', '.join(f'`{command}`' for command in commands)}."])
 

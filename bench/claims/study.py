@@ -16,7 +16,7 @@ import judge
 import plain
 import torch
 from torch import Tensor
-from unit import Course, Unit
+from unit import Course, Unit, aside
 
 from kinetok.llm.divot.collate import collate
 from kinetok.llm.divot.generation import Decoding, complete, make_clips
@@ -255,7 +255,8 @@ class Study:
         cache = self.unit("joint").folder / f"tokens-{split}.pt"
         if not cache.exists():
             encoder = self.tokenizer("joint").encoder
-            torch.save(torch.cat([encoder(part.float()) for part in self.material.split(split).vit_NTPD.split(256)]), cache)
+            with aside(cache) as part:
+                torch.save(torch.cat([encoder(seen.float()) for seen in self.material.split(split).vit_NTPD.split(256)]), part)
         loaded: Tensor = torch.load(cache, weights_only=True)
         return loaded
 
@@ -377,7 +378,8 @@ def _drawn_tokens(study: Study) -> Tensor:
     if not cache.exists():
         model, scenes = study.language(WRITER), study.material.train.scenes
         prompts = [ask_clip(model.vocabulary, scenes.caption(row), instructed=False) for row in range(len(scenes))] * DRAWS
-        torch.save(torch.cat([make_clips(model, [prompts[row] for row in part], part) for part in runs(len(prompts))]), cache)
+        with aside(cache) as part:
+            torch.save(torch.cat([make_clips(model, [prompts[row] for row in rows], rows) for rows in runs(len(prompts))]), part)
     loaded: Tensor = torch.load(cache, weights_only=True)
     return loaded
 

@@ -3,12 +3,13 @@
 `Unit.run` continues where an earlier call stopped and returns at once what a finished one found. The loop is the plain one that anyone
 would write (AdamW, gradient clipping, EMA, a constant rate after the warm-up): with a constant rate the weights at an earlier step are
 those of a shorter run, so one run answers for several step counts. Batches are functions of seed and step, so that a stop changes
-nothing. Not covered: several processes on one unit.
+nothing. A unit has one number of steps: what asks for another is refused. Not covered: several processes on one unit.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +28,29 @@ SAVE_SECONDS = 60.0
 
 class OutOfTime(Exception):
     """The time budget is spent; what was reached is saved."""
+
+
+class OtherBudget(Exception):
+    """A unit was trained for another number of steps than what it would be compared with: mixed, the figures say nothing."""
+
+
+@contextmanager
+def aside(file: Path) -> Iterator[Path]:
+    """Where to write `file` so that it is there whole or not at all: it is renamed at the end."""
+    part = file.with_name(f"{file.name}.part")
+    yield part
+    part.rename(file)
+
+
+def remembered(file: Path, measure: Callable[[], dict[str, object]]) -> dict[str, object]:
+    """What was measured once and is kept as JSON."""
+    if not file.exists():
+        measured = measure()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with aside(file) as part:
+            part.write_text(json.dumps(measured))
+    found: dict[str, object] = json.loads(file.read_text())
+    return found
 
 
 class Trainable(Protocol):
@@ -63,13 +87,17 @@ class Unit:
     def model(self) -> Path:
         return self.folder / "model"
 
-    def read(self) -> dict[str, object]:
-        """Figures of a finished run."""
+    def read(self, steps: int | None = None) -> dict[str, object]:
+        """Figures of a finished run. Raises OtherBudget where it was not one of `steps`."""
         found: dict[str, object] = json.loads(self.figures.read_text())
+        if steps is not None and found["steps"] != steps:
+            raise OtherBudget(
+                f"{self.folder} was trained for {found['steps']} steps, not {steps}: another budget needs another work folder"
+            )
         return found
 
     def marks(self) -> dict[str, dict[str, object]]:
-        """What was measured on the way, by step; of an unfinished run, what it has passed."""
+        """What was measured on the way, by step, and the seconds it took to get there; of an unfinished run, what it has passed."""
         if self.figures.exists():
             found: dict[str, dict[str, object]] = json.loads(self.figures.read_text())["marks"]
             return found
@@ -88,7 +116,7 @@ class Unit:
         `measure` is called with the averaged weights in place in what `build` made last.
         """
         if self.figures.exists():
-            return self.read()
+            return self.read(course.steps)
         if time.monotonic() > self.deadline:
             raise OutOfTime(str(self.folder))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +128,7 @@ class Unit:
                 raise OutOfTime(str(self.folder))
             loop.advance(batch)
             if loop.step in course.measured_at:
-                loop.marks[str(loop.step)] = loop.averaged(measure)
+                loop.marks[str(loop.step)] = {**loop.averaged(measure), "seconds": loop.seconds}
         return self._finish(loop, measure, course)
 
     def _finish(self, loop: "Loop", measure: Callable[[], dict[str, object]], course: Course) -> dict[str, object]:
@@ -109,9 +137,8 @@ class Unit:
             return measure()
 
         figures = {**loop.averaged(last), "marks": loop.marks, "seconds": loop.seconds, "parameters": loop.parameters, **asdict(course)}
-        part = self.figures.with_suffix(".part")
-        part.write_text(json.dumps(figures, indent=1))
-        part.rename(self.figures)
+        with aside(self.figures) as part:
+            part.write_text(json.dumps(figures, indent=1))
         loop.state.unlink(missing_ok=True)
         return figures
 
@@ -161,15 +188,16 @@ class Loop:
 
     def save(self) -> None:
         """Write the state, whole or not at all."""
-        part = self.state.with_suffix(".part")
         weights, average = self.player.state_dict(), dict(self.average.full())
-        progress = {"step": self.step, "seconds": self.seconds, "marks": json.dumps(self.marks)}
-        torch.save({"weights": weights, "average": average, "optimizer": self.optimizer.state_dict(), **progress}, part)
-        part.rename(self.state)
+        progress = {"step": self.step, "seconds": self.seconds, "marks": json.dumps(self.marks), "course": json.dumps(asdict(self.course))}
+        with aside(self.state) as part:
+            torch.save({"weights": weights, "average": average, "optimizer": self.optimizer.state_dict(), **progress}, part)
         self.saved = time.monotonic()
 
     def _load(self) -> None:
         kept = torch.load(self.state, weights_only=True)
+        if kept["course"] != json.dumps(asdict(self.course)):
+            raise OtherBudget(f"{self.state} is of {kept['course']}, not of {self.course}: another budget needs another work folder")
         self.player.load_state_dict(kept["weights"])
         self.average.load(kept["average"])
         self.optimizer.load_state_dict(kept["optimizer"])

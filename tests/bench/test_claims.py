@@ -54,8 +54,8 @@ def batch(step: int) -> dict[str, Tensor]:
     return {"x": torch.randn(4, 3, generator=torch.Generator().manual_seed(step))}
 
 
-def trained(unit: ModuleType, folder: Path, stop_at: int | None = None) -> dict[str, object]:
-    """Train 12 steps; a deadline strikes before step `stop_at`."""
+def trained(unit: ModuleType, folder: Path, stop_at: int | None = None, steps: int = 12) -> dict[str, object]:
+    """Train 12 steps, or as many as are asked for; a deadline strikes before step `stop_at`."""
     made: list[Fitted] = []
 
     def build() -> Fitted:
@@ -68,7 +68,7 @@ def trained(unit: ModuleType, folder: Path, stop_at: int | None = None) -> dict[
         return batch(step)
 
     run = unit.Unit(folder, deadline=time.monotonic() + 1e6)
-    course = unit.Course(steps=12, lr=0.1, seed=0, measured_at=(6,))
+    course = unit.Course(steps=steps, lr=0.1, seed=0, measured_at=(6,))
     figures: dict[str, object] = run.run(build, feed, lambda: {"slope": made[-1].players["line"].slope.tolist()}, course)
     return figures
 
@@ -81,7 +81,9 @@ def test_a_stopped_unit_ends_where_an_unbroken_one_does(module: type[Modules], t
     assert not (tmp_path / "stopped" / "figures.json").exists()
     resumed = trained(unit, tmp_path / "stopped")
     assert resumed["slope"] == whole["slope"]
-    assert resumed["marks"] == whole["marks"] and list(whole["marks"]) == ["6"]
+    (mark,), (unbroken,) = resumed["marks"].values(), whole["marks"].values()
+    assert mark["slope"] == unbroken["slope"] and list(whole["marks"]) == ["6"]
+    assert 0 < mark["seconds"] < resumed["seconds"]
     assert not (tmp_path / "stopped" / "state.pt").exists()
 
 
@@ -89,6 +91,28 @@ def test_a_finished_unit_is_read(module: type[Modules], tmp_path: Path) -> None:
     unit = module.of("unit")
     first = trained(unit, tmp_path / "unit")
     assert trained(unit, tmp_path / "unit", stop_at=1) == json.loads(json.dumps(first))
+
+
+def test_a_unit_of_another_number_of_steps_is_refused(module: type[Modules], tmp_path: Path) -> None:
+    unit = module.of("unit")
+    trained(unit, tmp_path / "finished")
+    with pytest.raises(unit.OtherBudget, match=r"finished was trained for 12 steps, not 24: another budget needs another work folder"):
+        trained(unit, tmp_path / "finished", steps=24)
+    with pytest.raises(unit.OutOfTime):
+        trained(unit, tmp_path / "stopped", stop_at=8)
+    with pytest.raises(unit.OtherBudget, match="stopped"):
+        trained(unit, tmp_path / "stopped", steps=24)
+
+
+def test_what_is_written_aside_is_there_whole_or_not_at_all(module: type[Modules], tmp_path: Path) -> None:
+    unit, file = module.of("unit"), tmp_path / "cache.json"
+    with pytest.raises(RuntimeError), unit.aside(file) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert not file.exists()
+    with unit.aside(file) as part:
+        part.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.json"] and file.read_text() == "whole"
 
 
 def test_what_is_measured_and_exported_is_the_average(module: type[Modules], tmp_path: Path) -> None:
