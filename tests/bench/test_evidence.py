@@ -116,7 +116,6 @@ SPOILT: list[tuple[str, dict[str, Figures]]] = [
     ("lever, grown 8x: 2 blocks", {"grown8": {"psnr": 22.0}, "deeper8": {"psnr": 22.5}}),
     ("lever, grown 8x: the base's rate, decoder", {"grown8": {"psnr": 22.9}}),
     ("key-frame maxima, grown", {"grown16": {"frames": [*FRAMES[:8], 24.0, *FRAMES[9:]]}}),
-    ("key-frame maxima, grown", {"grown16": {"psnr": 22.9}}),
     ("seams, 4x", {"seams": {"base": [1.1, 1.21]}}),
     ("seams, 8x", {"seams": {"grown8": [1.1, 1.21]}}),
     ("seams, 16x", {"seams": {"grown16": [1.1, 1.21]}}),
