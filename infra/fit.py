@@ -59,17 +59,19 @@ class PlayerConfig(Config):
     """Added to the root of the second moment."""
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """What the cosine ends at, as a part of the peak."""
-    rates: dict[str, Annotated[float, Field(gt=0)]] = {}
+    rates: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Learning rates of single modules of the player over `lr`, by their dotted names; of two that hold a parameter the inner one counts.
 
-    To go on with another number of workers, DeepSpeed needs a number for each of them in what has one rate and one decay: name no single bias.
+    To go on with another number of workers, DeepSpeed needs as many numbers in what has one rate and one decay: name no single bias.
     """
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
         written: dict[str, object] = dump(self)
         fields = type(self).model_fields
-        return {name: value for name, value in written.items() if name not in LATER_FIELDS or value != fields[name].default}
+        return {
+            n: value for n, value in written.items() if n not in LATER_FIELDS or value != fields[n].get_default(call_default_factory=True)
+        }
 
 
 Steps = Annotated[StrictInt, Field(ge=1)]

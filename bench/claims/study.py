@@ -361,7 +361,7 @@ def _stage(study: Study, unit: Unit, name: str) -> Figures:
         written = {"written": study.generation(study.language(WRITER), made[-1].model)} if name in ("adapt", "refined") else {}
         return figures | written
 
-    steps = budget.joint if joint else budget.refine
+    steps = budget.joint if name in ("joint", "unconditional") else budget.refine
     return unit.run(build, batch, measure, Course(steps, LR, study.seed, rates={"encoder": ENCODER_RATE} if joint else {}))
 
 
