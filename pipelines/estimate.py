@@ -1,9 +1,10 @@
 """What the training stages of a job will compute and hold, before it is launched; and the token budget of a generator, as tables.
 
 Every model of the job is built without memory for its weights, so a job of full size is priced on a laptop, and nothing is downloaded
-for it: the models of the Hugging Face hub that the job files here name are built by their published numbers (`AUTOENCODERS`,
-`LANGUAGES`), others must be on this machine. Not covered: stages that only run a model, what communication and kernels take on top
-(`kinetok.llm.cost`), the speed of a machine but for one assumed rate (`ASSUMED_TFLOPS`).
+for it: the models of the Hugging Face hub that the job files here name are built by their published numbers (`AUTOENCODERS`, and
+`PUBLISHED` in `kinetok.llm.divot.presets`), others must be on this machine; LPIPS has one architecture, whatever weights a job names.
+Not covered: stages that only run a model, what communication and kernels take on top (`kinetok.llm.cost`), the speed of a machine but for
+one assumed rate (`ASSUMED_TFLOPS`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from kinetok.pipelines.stages.language import Language
 from kinetok.pipelines.stages.model import Model
 from kinetok.pipelines.stages.text import Text
 from kinetok.pipelines.stages.train import Train
+from kinetok.tokenizers.causal.training import ReconstructionObjective
 from kinetok.tokenizers.divot.tokenizer import DivotConfig
 from kinetok.tokenizers.divot.training import DivotObjective
 from kinetok.tokenizers.divot.unet_training import UNetObjective
@@ -42,8 +44,6 @@ ASSUMED_TFLOPS = 120.0
 """What a GPU is taken to sustain in training, in TFLOP/s, where no run was recorded: about 40 % of the bf16 peak of an A100."""
 AUTOENCODERS = ("stable-diffusion-v1-5/stable-diffusion-v1-5",)
 """Repositories of the hub whose autoencoder is Stable Diffusion's."""
-LANGUAGES = ("mistralai/Mistral-7B-Instruct-v0.1",)
-"""Repositories of the hub that hold Mistral-7B."""
 CAPTION = 64
 """Ids of the text beside the clips of a language model's sample."""
 
@@ -184,11 +184,11 @@ def budget_table(rows: "list[Row]") -> Table:
 
 def human_count(count: float) -> str:
     """`1.5 G`."""
-    for unit in ("", " k", " M", " G", " T", " P"):
+    for unit in ("", " k", " M", " G", " T", " P", " E"):
         if count < 1000:
             return f"{count:.3g}{unit}"
         count /= 1000
-    return f"{count:.3g} E"
+    return f"{count:.3g} Z"
 
 
 def _made(stage: Train | Diffusion | Language, stages: Stages, resources: "Resources") -> "tuple[Callable[[], Trained], Batch]":
@@ -233,7 +233,7 @@ def _language(stage: Language, stages: Stages, resources: "Resources") -> "tuple
 def _language_config(stage: Language, stages: Stages) -> "DivotLMConfig":
     """Numbers of the model that a stage trains, or goes on with."""
     from kinetok.llm.divot.language import PretrainedLanguage
-    from kinetok.llm.divot.presets import MISTRAL_7B
+    from kinetok.llm.divot.presets import PUBLISHED
     from kinetok.pipelines.models import is_hub_id, on_machine
 
     while stage.model is None:
@@ -242,8 +242,8 @@ def _language_config(stage: Language, stages: Stages) -> "DivotLMConfig":
             raise ConfigError(f"start: {stage.start} was trained elsewhere; what it costs is not known before it is in the store")
         stage = start
     language = stage.model.language
-    if isinstance(language, PretrainedLanguage) and language.path in LANGUAGES and is_hub_id(language.path):
-        return stage.model.model_copy(update={"language": MISTRAL_7B})
+    if isinstance(language, PretrainedLanguage) and language.path in PUBLISHED and is_hub_id(language.path):
+        return stage.model.model_copy(update={"language": PUBLISHED[language.path]})
     if isinstance(language, PretrainedLanguage) and not on_machine(language.path):
         raise ConfigError(f"{language.path} is not on this machine yet; a run downloads it from the Hugging Face hub")
     return stage.model
@@ -252,13 +252,20 @@ def _language_config(stage: Language, stages: Stages) -> "DivotLMConfig":
 def _tokenizer_training(stage: Train, stages: Stages, resources: "Resources") -> "tuple[Callable[[], Trained], Batch]":
     """How a tokenizer's trainable is made, and one micro-batch of what it is trained from."""
     from kinetok.tokenizers import catalog
+    from kinetok.tokenizers.causal.perceptual import Lpips
+    from kinetok.tokenizers.causal.rung import Rung
+    from kinetok.tokenizers.causal.training import RungTrainable
 
-    batch = (
-        _cached(stage, stages, resources)
-        if isinstance(stage.objective, DivotObjective | UNetObjective)
-        else _clips(stage, stages, resources)
-    )
-    return lambda: catalog.trainable(_build(stage, stages), stage.objective), batch
+    objective = stage.objective
+    divot = isinstance(objective, DivotObjective | UNetObjective)
+
+    def build() -> "Trained":
+        model = _build(stage, stages)
+        if isinstance(model, Rung) and isinstance(objective, ReconstructionObjective):
+            return RungTrainable(model, objective, Lpips().requires_grad_(False))
+        return catalog.trainable(model, objective)
+
+    return build, _cached(stage, stages, resources) if divot else _clips(stage, stages, resources)
 
 
 def _cached(stage: Train, stages: Stages, resources: "Resources") -> "Batch":

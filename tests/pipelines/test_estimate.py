@@ -100,4 +100,4 @@ def test_commands_print_tables() -> None:
 
 
 def test_counts_for_people() -> None:
-    assert [human_count(count) for count in (0, 999, 1_234_000, 5.04e13, 2e21)] == ["0", "999", "1.23 M", "50.4 T", "2e+03 E"]
+    assert [human_count(count) for count in (0, 999, 1_234_000, 5.04e13, 2e21)] == ["0", "999", "1.23 M", "50.4 T", "2 Z"]

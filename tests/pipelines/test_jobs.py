@@ -1,7 +1,11 @@
-"""The job files that come with kinetok are sound, and the generator's tokenizers are those of the main job, so its artifacts serve both."""
+"""The job files that come with kinetok are sound, the sizes of one job differ in numbers, and full sizes are priced without their memory.
+
+The generator's tokenizers are those of the main job, so its artifacts serve both.
+"""
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,16 +15,26 @@ from rich.console import Console
 from kinetok.infra.artifact import Store
 from kinetok.infra.job import Job, load_job
 from kinetok.infra.plan import UNKNOWN, plan
+from kinetok.infra.stage import Stage
 from kinetok.infra.storage import Folder
-from kinetok.llm.cost import TrainingCost, training_cost
+from kinetok.llm.cost import TrainingCost, dit_parameters, training_cost
+from kinetok.llm.divot.language import PretrainedLanguage
+from kinetok.llm.divot.model import DivotLMConfig
+from kinetok.llm.divot.presets import DIVOT_1B, DIVOT_7B, PUBLISHED
+from kinetok.llm.presets import dit
 from kinetok.pipelines import cli
 from kinetok.pipelines.catalog import STAGES
 from kinetok.pipelines.estimate import ASSUMED_TFLOPS, _made, outline_table, outlines, unrecorded
+from kinetok.pipelines.stages.diffusion import Diffusion
+from kinetok.pipelines.stages.encode import Encode
 from kinetok.pipelines.stages.language import Language
 from kinetok.pipelines.stages.train import Train, config_of
 from kinetok.pipelines.stages.vit import Vit
+from kinetok.tokenizers.causal.presets import FULL_4X, FULL_GROWN, SMALL_4X, SMALL_GROWN
 from kinetok.tokenizers.divot import presets
 from kinetok.tokenizers.divot.released import frame_autoencoder
+from kinetok.tokenizers.divot.tokenizer import DivotConfig
+from kinetok.tokenizers.divot.training import DivotObjective
 
 JOBS = sorted((Path(__file__).parents[2] / "pipelines" / "jobs").glob("*.yaml"))
 
@@ -41,14 +55,131 @@ def test_divot_stands_beside_the_main_jobs_ladder() -> None:
     assert divot["rungs"] == main["quality"]
 
 
-def test_divot_is_small_and_full_in_numbers_alone() -> None:
-    small, full = load("divot").stages, load("divot-7b").stages
-    for job, preset in ((small, presets.SMALL), (full, presets.FULL)):
-        vit = job["vit"]
-        assert isinstance(vit, Vit) and vit.vit == preset.vit and vit.frames == preset.encoder.frames
-        assert all(config_of(job[name], job) == preset for name in ("joint", "refined"))
-    wiring = [{name: list(job[name].refs()) for name in ("latents", "vit", "tokens", "refined", "carried")} for job in (small, full)]
-    assert wiring[0] == wiring[1]
+@pytest.mark.parametrize(
+    ("name", "preset", "language"),
+    [("divot", presets.SMALL, None), ("divot-middle", presets.MIDDLE, DIVOT_1B), ("divot-7b", presets.FULL, DIVOT_7B)],
+)
+def test_divot_has_the_numbers_of_its_size(name: str, preset: DivotConfig, language: DivotLMConfig | None) -> None:
+    job = load(name).stages
+    vit, model = job["vit"], job["language"]
+    assert isinstance(vit, Vit) and vit.frames == preset.encoder.frames
+    for trained in ("joint", "refined"):
+        config = config_of(job[trained], job)
+        assert isinstance(config, DivotConfig) and config.vit == vit.vit
+        # Which weights a vision transformer of these numbers has is the job's to say.
+        assert _without_path(config) == _without_path(preset)
+    assert isinstance(model, Language) and model.model is not None
+    assert (model.model.clip_tokens, model.model.token_width) == (preset.encoder.tokens, preset.encoder.token_width)
+    if language is not None:
+        assert isinstance(model.model.language, PretrainedLanguage)
+        assert model.model.model_copy(update={"language": PUBLISHED[model.model.language.path]}) == language
+
+
+def _without_path(config: DivotConfig) -> DivotConfig:
+    return config.model_copy(update={"vit": config.vit.model_copy(update={"path": None})})
+
+
+Wire = tuple[str, str, str]
+"""A stage, one of its fields, and what that names: a stage, a kind, a stage of Divot's training, or a task."""
+
+
+def wires(stages: Mapping[str, Stage]) -> set[Wire]:
+    """What makes a job this job and no other, without its numbers."""
+    found = {(name, field, str(ref)) for name, stage in stages.items() for field, ref in stage.refs()}
+    for name, stage in stages.items():
+        found.add((name, "kind", stage.kind))
+        if isinstance(stage, Train) and isinstance(stage.objective, DivotObjective):
+            found.add((name, "stage", stage.objective.stage))
+        if isinstance(stage, Language):
+            found |= {(name, "task", f"{'instructed ' if getattr(task, 'instructed', False) else ''}{task.kind}") for task in stage.tasks}
+    return found
+
+
+def called(found: set[Wire], names: Mapping[str, str]) -> set[Wire]:
+    """Wires with some stages called otherwise, but for those between two of them."""
+    tied = {(stage, field, what) for stage, field, what in found if {stage, what} <= names.keys()}
+    return {(names.get(stage, stage), field, names.get(what, what)) for stage, field, what in found - tied}
+
+
+U_NET = {
+    ("text", "kind", "text"),
+    ("text", "data", "windows"),
+    ("unet", "kind", "train"),
+    *(("unet", field, stage) for field, stage in {"data": "windows", "text": "text", "lower": "base"}.items()),
+    *(("unet", field, stage) for field, stage in {"latents": "latents", "features": "vit"}.items()),
+    ("joint", "start", "unet"),
+    ("report", "trained", "unet"),
+}
+"""DynamiCrafter's U-Net learns to do without an image: there are weights to begin with at full size alone."""
+NO_U_NET = {("joint", "lower", "base")}
+"""So elsewhere the joint stage begins on the autoencoder itself."""
+ONE_MODEL = dict.fromkeys(("reader", "writer", "storyteller"), "tuned")
+"""The released models are tuned to read or to write; the small job has time for one, which does both and tells stories."""
+DRAWN = {
+    *(("shapes", "kind", "scenes"), ("windows", "videos", "films"), ("films", "kind", "ingest"), ("films", "made_by", "shapes")),
+    ("instructions", "scenes", "shapes"),
+}
+"""The small job draws its source, and knows what is true of it."""
+GIVEN = {("windows", "videos", "videos"), ("videos", "kind", "ingest")}
+JUDGED = {
+    *(("judge", "kind", "judge"), ("judge", "scenes", "shapes"), ("judge", "data", "windows"), ("report", "trained", "judge")),
+    *(("scores", "judge", "judge"), ("scores", "instructions", "instructions")),
+}
+"""A classifier of drawn scenes tells what a clip shows; for other clips there is CLIP, which is a path and no stage."""
+OWN_BASE = {("base", "kind", "train"), ("base", "data", "clips"), ("report", "trained", "base")}
+"""The small job's autoencoder is its ladder's first rung; others name a published one."""
+NAMED_BASE = {("base", "kind", "model")}
+STILL_DESCRIBES = {("tuned", "task", "instructed captioning")}
+"""One model for all is told to describe too, which the released reader learns from its questions."""
+
+
+def test_divot_is_wired_alike_at_every_size() -> None:
+    middle, full = (wires(load(name).stages) for name in ("divot-middle", "divot-7b"))
+    assert full - middle == U_NET and middle - full == NO_U_NET
+    ladder = {*load("main").stages, "rungs", "ladder"} - {"base", "quality", "report"}
+    small = {wire for wire in wires(load("divot").stages) if wire[0] not in ladder}
+    middle = called(middle, ONE_MODEL)
+    assert small - middle == DRAWN | JUDGED | OWN_BASE | STILL_DESCRIBES
+    assert middle - small == GIVEN | NAMED_BASE
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+def test_the_middle_size_takes_one_to_eight_gpus(gpus: int) -> None:
+    path = next(path for path in JOBS if path.stem == "divot-middle")
+    job = load_job(path, STAGES, [f"resources.default.workers={gpus}"])
+    assert {job.resources[name].workers * job.resources[name].gpus for name in ("vit", "joint", "reader", "adapted")} == {gpus}
+
+
+def test_the_ladder_is_small_and_full_in_numbers_alone() -> None:
+    small, full = load("generate").stages, load("ladder-full").stages
+    drawn = {"scenes", "longer", "longer_videos", "videos"}
+    both = [{wire for wire in wires(stages) if wire[0] not in drawn} for stages in (small, full)]
+    # The small job draws a source for each of the two lengths of clips; the full one cuts both from the user's.
+    assert both[0] ^ both[1] == {("long", "videos", "longer_videos"), ("long", "videos", "videos")}
+    for stages, base, grown in ((small, SMALL_4X, SMALL_GROWN), (full, FULL_4X, FULL_GROWN)):
+        assert [config_of(stages[name], stages) for name in ("base", "grown8", "grown16")] == [base, grown, grown]
+    diffusion, tokens = full["diffusion"], full["tokens"]
+    assert isinstance(diffusion, Diffusion) and diffusion.model == dit("1b", z=FULL_4X.z, chunk=2)
+    assert isinstance(tokens, Encode) and tokens.chunks is not None and tokens.chunks.frames == 17
+
+
+@pytest.mark.long
+def test_the_full_ladder_is_priced_and_so_built_without_memory() -> None:
+    """Its 229.3 M and twice 78.4 M, a discriminator, and VGG16's 14.7 M under every rung, of which no weights are asked for."""
+    found = _costs(load("ladder-full"), "base", "grown8", "grown16", "diffusion")
+    assert found["base"].trained == pytest.approx(234.8e6, rel=1e-3) and found["base"].frozen == pytest.approx(14.7e6, rel=1e-2)
+    assert found["grown8"].trained == found["grown16"].trained == pytest.approx(78.4e6, rel=1e-3)
+    assert found["grown16"].frozen - found["grown8"].frozen == found["grown8"].trained
+    assert found["diffusion"].trained == dit_parameters(dit("1b", z=FULL_4X.z, chunk=2))
+
+
+@pytest.mark.long
+def test_middle_size_divot_is_priced() -> None:
+    """278 M of its own; TinyLlama's 1,100.0 M weights with 262 more rows twice, two MLPs, adapters."""
+    found = _costs(load("divot-middle"), "joint", "language", "storyteller")
+    assert found["joint"].trained == pytest.approx(278.2e6, rel=1e-3)
+    assert found["language"].trained + found["language"].frozen == pytest.approx(1215.3e6, rel=1e-4)
+    assert found["language"].trained - found["storyteller"].trained == 256 * 2048 + 2048 + 2048 * 2048 + 2048
 
 
 @pytest.mark.long
@@ -75,11 +206,12 @@ def test_full_size_language_models_are_priced_and_so_built_without_memory() -> N
     """Mistral-7B in numbers: 7,241.7 M weights and 262 more rows twice, the two MLPs of 118.8 M, adapters of 83.9 M."""
     path = next(path for path in JOBS if path.stem == "divot-7b")
     job = load_job(path, STAGES, [f"language.model.language={MISTRAL}"])
-    made = _costs(job, "language", "reader", "writer")
-    assert [cost.trained + cost.frozen for cost in made.values()] == 3 * [pytest.approx(7446.6e6, rel=1e-4)]
+    made = _costs(job, "language", "reader", "writer", "storyteller")
+    assert [cost.trained + cost.frozen for cost in made.values()] == 4 * [pytest.approx(7446.6e6, rel=1e-4)]
     assert made["language"].trained == pytest.approx(467.3e6, rel=1e-3)
     assert made["language"].trained - made["reader"].trained == pytest.approx(101.0e6, rel=1e-3)
     assert made["language"].trained - made["writer"].trained == pytest.approx(17.8e6, rel=1e-2)
+    assert made["storyteller"].trained == made["writer"].trained
 
 
 def test_the_generator_stands_on_the_main_jobs_ladder() -> None:
@@ -88,42 +220,65 @@ def test_the_generator_stands_on_the_main_jobs_ladder() -> None:
         assert generate[name] == main[name], f"{name}: change both job files"
 
 
-def _tiny_divot_7b(folder: Path) -> list[str]:
-    """Overrides that leave the job's wiring and resources alone, with numbers of a few thousand weights; the autoencoder is in `folder`."""
+def _tiny_divot(folder: Path, first: str) -> dict[str, object]:
+    """Values that leave the job's wiring and resources alone, with numbers of a few thousand weights; the autoencoder is in `folder`.
+
+    `first` is the stage that makes the tokenizer.
+    """
     frame_autoencoder(32, (1, 1, 1, 1), 1).save_pretrained(folder)
     small = presets.SMALL.model_dump(mode="json")
     small["detokenizer"]["unet"]["z"] = 4
     language = {"kind": "untrained", "width": 32, "hidden": 48, "depth": 1, "heads": 4, "key_heads": 2}
-    changes = {
+    return {
         "base.where": str(folder),
-        "unet.model": small,
+        f"{first}.model": small,
         "vit.vit": small["vit"],
         "vit.frames": presets.SMALL.encoder.frames,
         "windows.frames": presets.SMALL.frames,
         "windows.height": presets.SMALL.edge,
         "windows.width": presets.SMALL.edge,
-        "text.text": {"encoder": "untrained", "max_tokens": 16},
         "language.model": {"language": language, "clip_tokens": 16, "token_width": 32},
     }
+
+
+def _tiny_divot_7b(folder: Path) -> list[str]:
+    return _overrides(_tiny_divot(folder, "unet") | {"text.text": {"encoder": "untrained", "max_tokens": 16}})
+
+
+def _tiny_ladder() -> list[str]:
+    base = FULL_4X.model_dump(mode="json") | {"channels": 8, "blocks": 1, "groups": 4}
+    generator = {"z": 16, "width": 32, "depth": 1, "heads": 2, "patch": [1, 2], "text_width": 4096, "chunk": 2}
+    sides = {f"{clips}.{side}": 32 for clips in ("clips", "long") for side in ("height", "width")}
+    grown = {f"{name}.model": {"kind": "grown", "blocks": 1, "groups": 4} for name in ("grown8", "grown16")}
+    return _overrides({"base.model": base, "diffusion.model": generator, **grown, **sides})
+
+
+def _overrides(changes: Mapping[str, object]) -> list[str]:
     return [f"{path}={json.dumps(value)}" for path, value in changes.items()]
 
 
-def test_divot_7b_is_planned_and_sized_without_data_or_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its source is not there: the plan says so, and sizes every training nevertheless."""
+@pytest.mark.parametrize("name", ["divot-7b", "divot-middle", "ladder-full"])
+def test_larger_sizes_are_planned_and_sized_without_data_or_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their sources are not there: the plan says so, and sizes every training nevertheless."""
     monkeypatch.chdir(tmp_path)
-    words = [word for override in _tiny_divot_7b(tmp_path / "vae") for word in ("--set", override)]
-    answer = CliRunner().invoke(
-        cli.main, ["plan", "divot-7b", "--json", *words, "--set", "videos.source=gone/*.tar", "--set", "videos.csv=null"]
-    )
+    tiny = {
+        "divot-7b": lambda: _tiny_divot_7b(tmp_path / "vae"),
+        "divot-middle": lambda: _overrides(_tiny_divot(tmp_path / "vae", "joint")),
+        "ladder-full": _tiny_ladder,
+    }
+    words = [word for override in tiny[name]() for word in ("--set", override)]
+    answer = CliRunner().invoke(cli.main, ["plan", name, "--json", *words, "--set", "videos.source=gone/*.tar", "--set", "videos.csv=null"])
     assert answer.exit_code == 0, answer.stderr
     steps = {step["name"]: step for step in json.loads(answer.stdout)}
-    assert "--set videos.source=... names another" in steps["videos"]["reason"] and steps["base"]["key"] != UNKNOWN
-    trainings = [name for name, stage in load("divot-7b").stages.items() if isinstance(stage, Train | Language)]
-    assert len(trainings) == 7 and {name for name, step in steps.items() if "outline" in step} == set(trainings)
-    for name in trainings:
-        outline = steps[name]["outline"]
-        assert steps[name]["key"] == UNKNOWN and min(outline[each] for each in ("trained", "flops", "gpu_hours", "memory")) > 0, name
+    assert "--set videos.source=... names another" in steps["videos"]["reason"]
+    trainings = [each for each, stage in load(name).stages.items() if isinstance(stage, Train | Diffusion | Language)]
+    assert {each for each, step in steps.items() if "outline" in step} == set(trainings)
+    for each in trainings:
+        outline = steps[each]["outline"]
+        assert steps[each]["key"] == UNKNOWN and min(outline[part] for part in ("trained", "flops", "gpu_hours", "memory")) > 0, each
         assert outline["gpu_hours"] == pytest.approx(outline["flops"] / (ASSUMED_TFLOPS * 1e12 * 3600))
+    if "base" not in trainings:
+        assert steps["base"]["key"] != UNKNOWN
 
 
 def test_a_model_that_is_nowhere_leaves_only_what_stands_on_it_unsized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,9 +153,10 @@ class DiscriminatorPlayer(nn.Module):
 class RungTrainable:
     """One rung, the base or a grown one, as the training loop takes it: the rungs below it and LPIPS are frozen."""
 
-    def __init__(self, model: Rung, objective: ReconstructionObjective) -> None:
+    def __init__(self, model: Rung, objective: ReconstructionObjective, lpips: Lpips | None = None) -> None:
+        """`lpips` stands in for the network whose weights the objective names, where only its size matters."""
         self.model, self.objective = model, objective
-        self.lpips = load_lpips(objective.perceptual.weights) if objective.perceptual is not None else None
+        self.lpips = (lpips or load_lpips(objective.perceptual.weights)) if objective.perceptual is not None else None
         critic = DiscriminatorPlayer(model, objective.adversarial) if objective.adversarial is not None else None
         autoencoder = AutoencoderPlayer(model, objective, Judges(self.lpips, critic.net if critic is not None else None))
         self.players: Mapping[str, nn.Module] = {AUTOENCODER: autoencoder} | ({DISCRIMINATOR: critic} if critic is not None else {})
