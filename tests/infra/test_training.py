@@ -27,6 +27,7 @@ from kinetok.infra.engine import Engine, EngineSettings, make_engine
 from kinetok.infra.errors import Cancelled, ConfigError, TrainingError
 from kinetok.infra.fit import TURN, FitConfig, PlayerConfig
 from kinetok.infra.metrics_log import read_metrics
+from kinetok.infra.optim import local, whole
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.infra.training import Agreed, Batch, Loop, Work
@@ -374,11 +375,12 @@ def test_a_players_frozen_base_takes_no_checkpoint_space(pair: Any, tmp_path: Pa
     torch.testing.assert_close(weights(tmp_path / "parts")["net.0.weight"], torch.eye(6) * BASE, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
-def test_a_players_frozen_base_is_there_once(tmp_path: Path, zero: int) -> None:
+@pytest.mark.parametrize(("zero", "ema"), [(0, 0.9), (2, 0.9), (3, 0.9), (3, None)])
+def test_a_players_frozen_base_is_there_once(tmp_path: Path, zero: int, ema: float | None) -> None:
     """A base of 7 billion weights has no room for another one, be it only to evaluate the average."""
     out = Folder(str(tmp_path))
-    work = Work(Adapted, Numbers(), Numbers(11), CONFIG, out, Resources(batch_size=2, zero=zero), "mine")
+    config = CONFIG.model_copy(update={"ema": ema})
+    work = Work(Adapted, Numbers(), Numbers(11), config, out, Resources(batch_size=2, zero=zero), "mine")
     built: list[nn.Module] = []
 
     class Watched(Loop):
@@ -389,9 +391,12 @@ def test_a_players_frozen_base_is_there_once(tmp_path: Path, zero: int) -> None:
 
     loop = Watched(work, FolderSession(tmp_path, 0, 1))
     assert loop.view is not loop.trainable
+    loop.step(1, [next(Numbers().batches(start=0, batch=2, rank=0, world=1)) for _ in range(4)])
     loop.evaluate()
     first, second = (trainable.players["model"].net for trainable in (loop.trainable, loop.view))
     torch.testing.assert_close(second[0].weight.data, torch.eye(6) * BASE, rtol=0, atol=0)
+    kept = dict(loop.average.full())["model.net.1.weight"] if loop.average else whole(local(first[1].weight), first[1].weight)
+    assert torch.equal(second[1].weight, kept) and (kept - start_weights(Adapted, "model")["net.1.weight"]).abs().max() > 1e-4
     if zero < 3:
         assert first[0].weight.data_ptr() == second[0].weight.data_ptr()
         assert first[1].weight.data_ptr() != second[1].weight.data_ptr()
