@@ -84,6 +84,11 @@ shows what the tokens say, not the very pixels that were encoded. Another seed g
 2412.04432); the code was written from its description, and its authors publish their own weights for academic use.
 """
 
+_ADAPTED = """## What it is
+
+diffusers' `{name}`, trained by others and unchanged, in diffusers' own format: the folder opens in diffusers too. {licence}
+"""
+
 LOSS = "## Loss\n"
 OTHERS = "Weights that others trained are used under the licence they were published with.\n"
 
@@ -103,6 +108,7 @@ def model_card(model: "Tokenizer", objective: BaseModel | None = None) -> str:
         f"---\nlibrary_name: kinetok\ntags:\n- video\n- tokenizer\n- {spec.tokenizer}\n---\n",
         _grid_title(model) if divot is None else _set_title(divot),
         table(("", ""), [*(_grid(model) if divot is None else _set(divot)), *_parameters(rungs)]),
+        *_adapted(model),
         _USE,
         *([] if divot is None else [_DIVOT.format(vit=divot.config.vit.title)]),
         "## Lineage\n\nThis model, then each frozen model below it. Equal digests are equal weights.\n",
@@ -168,6 +174,16 @@ def _is_foreign(model: "Tokenizer") -> bool:
     """Whether weights that others trained are in it."""
     divot = _divot(model)
     return not _is_promag(model) if divot is None else divot.config.vit.path is not None
+
+
+def _adapted(model: "Tokenizer") -> Iterator[str]:
+    """What an adapter holds, and under which licence as far as its settings say."""
+    from kinetok.tokenizers.pretrained.base import Pretrained
+
+    if isinstance(model, Pretrained):
+        licence = (model.config.model_extra or {}).get("license")
+        told = f"Its settings name the licence `{licence}`." if licence else "Its settings name no licence: see where it was published."
+        yield _ADAPTED.format(name=model.class_name, licence=told)
 
 
 def _divot(model: "Tokenizer") -> "DivotTokenizer | None":

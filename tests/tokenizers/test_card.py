@@ -1,5 +1,6 @@
 """The model card: what it says, that it is a function of the model, and that save_pretrained writes it."""
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -81,7 +82,10 @@ def test_what_the_description_leaves_open_stands_beside_what_was_taken(rungs: li
     assert "| AdaGN in the decoder, which MagViT-v2 has | left out: frozen under a grown rung" in card
     assert "the first frame, repeated; Open-MAGVIT2 has zeros there" in card and "and drops the later: a departure" in card
     assert "the decoder stays frozen as a whole; there is no joint training | `unfreeze_decoder` |" in card
-    assert card.count("| the posterior while training | a sample") == 1 and "unless the objective said `mode` | `objective.posterior` |" in card
+    assert (
+        card.count("| the posterior while training | a sample") == 1
+        and "unless the objective said `mode` | `objective.posterior` |" in card
+    )
     assert "| the posterior while training | its mean" in model_card(rungs[0], ReconstructionObjective(posterior="mode"))
     base = rungs[1]
     assert isinstance(base, CausalTokenizer) and "8x: " not in model_card(base)
@@ -106,6 +110,11 @@ def test_models_that_are_not_of_the_description_have_no_such_section(tmp_path: P
     random_model("wan").save_pretrained(tmp_path)
     card = model_card(load(tmp_path))
     assert "leaves open" not in card and "## Configuration" in card
+    assert card == (tmp_path / CARD_FILE).read_text()
+    assert "diffusers' `AutoencoderKLWan`, trained by others and unchanged" in card and "Its settings name no licence" in card
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"license": "apache-2.0"}))
+    assert "Its settings name the licence `apache-2.0`." in model_card(load(tmp_path))
 
 
 class Player(BaseModel):
