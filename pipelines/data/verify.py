@@ -68,7 +68,8 @@ def _clips(artifact: Artifact) -> Iterator[str]:
 def _shards(artifact: Artifact) -> Iterator[str]:
     folder = artifact.folder
     recorded = {
-        str(line["path"]): {name: Moments.model_validate(line[name]) for name in no_moments() if name in line} for line in artifact.manifest()
+        str(line["path"]): {name: Moments.model_validate(line[name]) for name in no_moments() if name in line}
+        for line in artifact.manifest()
     }
     shards = {int(name.rpartition("/")[2].partition(".")[0]) for sub in ("shards", "index", "quarantine") for name in folder.files(sub)}
     yield from (f"{shard_name(shard)}: missing" for shard in range(max(shards, default=0)) if shard not in shards)

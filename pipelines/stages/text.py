@@ -37,7 +37,7 @@ class Text(Stage):
             fetch_encoder(self.text.path)
 
     def facts(self) -> Mapping[str, Plain]:
-        """Digests of the files of an encoder by path or id: other weights there are another encoder. Raises StoreError where it is not here."""
+        """Digests of the files of an encoder by path or id, whose name says nothing of them. Raises StoreError where it is not here."""
         from kinetok.pipelines.outside import encoder_digests
 
         return {} if self.text.path is None else {"encoder": plain(encoder_digests(self.text.path))}

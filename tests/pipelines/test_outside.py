@@ -88,5 +88,5 @@ def test_what_is_nowhere_is_named(tmp_path: Path) -> None:
     for stage in stages(str(tmp_path / "vgg.pth"), None)[:3]:
         with pytest.raises(DataError, match=r"vgg\.pth is no file here"):
             stage.facts()
-    with pytest.raises(StoreError, match="holds no config.json with weights in safetensors beside it"):
+    with pytest.raises(StoreError, match=r"holds no config\.json with weights in safetensors beside it"):
         encoder_digests(str(tmp_path))

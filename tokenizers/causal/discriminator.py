@@ -5,9 +5,9 @@
     R   = mean relu(D(x) - a_fake)^2 + mean relu(a_real - D(x_hat))^2              (LeCAM, arXiv 2104.03310, as its code has it)
     adaptive weight = |dL_rec / dW| / (|dL_G / dW| + 1e-4), at most 1e4            (VQGAN, arXiv 2012.09841, equation 7)
 
-a_real and a_fake are running averages of the logits over steps, W the weights of the last trained layer on the way to the pixels. Logits and all
-that is computed of them are float32. ProMAG's description names a GAN term for its base model and no more; the layout is PatchGAN's
-(arXiv 1611.07004) in three dimensions. Not covered: who calls this when (`training.py`).
+a_real and a_fake are running averages of the logits over steps, W the weights of the last trained layer on the way to the pixels.
+Logits and all that is computed of them are float32. ProMAG's description names a GAN term for its base model and no more; the layout is
+PatchGAN's (arXiv 1611.07004) in three dimensions. Not covered: who calls this when (`training.py`).
 
 Legend: B clips, C channels, T H W frames, rows, columns, t h w patches.
 """

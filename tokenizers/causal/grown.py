@@ -6,9 +6,9 @@
     video = D_k(...)                                           frozen; passes gradient to its input
 
 Only the modulation, the mixing, both heads, E_k_2k and D_k_2k are trained, and where `unfreeze_decoder` says so a copy of D_k or of its
-finest level, which stands in its place: the rung below itself stays as it is, whatever is grown on it. Growing works on any `Rung`, a grown one included. What
-"(+)" and AdaNorm are the paper leaves open, so `GrownConfig` offers the readings; its defaults are a sum, and a scale and a shift
-from the key features pooled over each frame.
+finest level, which stands in its place: the rung below itself stays as it is, whatever is grown on it. Growing works on any `Rung`, a
+grown one included. What "(+)" and AdaNorm are the paper leaves open, so `GrownConfig` offers the readings; its defaults are a sum, and
+a scale and a shift from the key features pooled over each frame.
 
 Step-0 identity, for every mode that has a key path. Where (+) is a sum or starts as one (`concat`) r starts at zero, and where key
 and residual stay apart (`dual`) the decoder starts deaf to the residual; the heads are copied from the rung below, D's residual

@@ -51,7 +51,9 @@ class EncodeStream:
 
     def _require_open(self) -> None:
         if self._finished:
-            raise ValueError(f"this stream was finished after {self.frames} frames: what follows them is a stream of its own, EncodeStream(model)")
+            raise ValueError(
+                f"this stream was finished after {self.frames} frames: what follows them is a stream of its own, EncodeStream(model)"
+            )
 
     @torch.no_grad()
     def _encode(self, video_BCTHW: Tensor) -> Tensor:

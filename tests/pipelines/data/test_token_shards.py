@@ -109,7 +109,7 @@ def test_statistics_of_the_latents_are_in_the_manifest(tmp_path: Path) -> None:
     assert "shards/000001.tar: the sums of its latents are not those of the manifest" in problems(made)
     del lines[0]["train_moments"], lines[2]["train_moments"]
     folder.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for line in lines))
-    assert list(problems(made)) == ["manifest.jsonl: content changed since it was recorded"], "what is not there is not compared"
+    assert not [sentence for sentence in problems(made) if "sums of its latents" in sentence], "what is not there is not compared"
     torch.testing.assert_close(latent_statistics(made)[0], values.double().mean((0, 2, 3, 4)).float())
 
 

@@ -190,9 +190,7 @@ def test_what_does_not_belong_together_is_refused(store: Store, tmp_path: Path) 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_text_encoder_whose_weights_became_others_is_refused(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_encoder_whose_weights_became_others_is_refused(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llm_text, "UNTRAINED_SEED", 1)
     with pytest.raises(ContractError, match=r"text: untrained is another encoder now than .*: weights: [0-9a-f]{64}, [0-9a-f]{64} "):
         generate(store, tmp_path / "out")

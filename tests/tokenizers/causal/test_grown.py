@@ -85,16 +85,16 @@ def test_without_a_key_path_the_key_features_do_nothing(base: CausalTokenizer) -
 
 
 @pytest.mark.parametrize("mode", ABLATIONS, ids=str)
-def test_without_a_key_path_the_features_keep_their_amplitude(base: CausalTokenizer, make_video: MakeVideo, mode: dict[str, object]) -> None:
+def test_without_a_key_path_the_features_keep_their_amplitude(
+    base: CausalTokenizer, make_video: MakeVideo, mode: dict[str, object]
+) -> None:
     """What is left out is the key path alone: at first u is every second step of the full-rate features, not a normalised one."""
     grown, video = grow(base, mode), 0.1 * make_video(17)
     torch.testing.assert_close(grown.features(video), base.features(video)[:, :, ::2], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("part", ["last", "all"])
-def test_an_unfrozen_decoder_is_a_copy_of_the_rungs_own(
-    base: CausalTokenizer, make_video: MakeVideo, tmp_path: Path, part: str
-) -> None:
+def test_an_unfrozen_decoder_is_a_copy_of_the_rungs_own(base: CausalTokenizer, make_video: MakeVideo, tmp_path: Path, part: str) -> None:
     """What is trained above is what decodes, here, in a rung on top, in a stream and out of a folder; the rung below stays as it was."""
     video, before = make_video(17), base.digest()
     grown = shake(grow(base, {"unfreeze_decoder": part})).requires_grad_(False)
