@@ -4,6 +4,7 @@ Videos are cut into chunks of 17 frames (`ChunkPlan`), and a chunk becomes 1 + 1
 5, 3 and 2 at 4x, 8x and 16x. So 16x saves a factor of 2.5 over 4x, not 4; see `explanation`. Not covered: overlapping chunks, sampling.
 """
 
+import statistics
 import time
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ SPATIAL = 8
 """Pixels of a latent cell along an edge, at every rung of the ladder."""
 LATENT_CHANNELS = 16
 TEXT_TOKENS = 77
+TIMED = 3
+"""Steps that are timed, after one of the same shape to warm up."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Measured:
     """One training step on one video: forward and backward pass, on a GPU where there is one."""
 
     seconds: float
+    """Median of `TIMED` steps."""
     memory: int
     """Bytes: the GPU's peak; on a CPU weights, gradients, AdamW's state and what the backward pass keeps."""
     device: str
@@ -82,15 +86,14 @@ def budget(size: SizeName, *, frames: int, height: int, width: int, measured: bo
 
 
 def measure(config: DiTConfig, latent: tuple[int, int, int]) -> Measured:
-    """Time and memory of one training step, after one on a single latent step to warm up."""
+    """Time and memory of one training step, whatever was measured before it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     trainable = DiTTrainable(VideoDiT(config), DiffusionObjective())
-    player = trainable.players[DIT].to(device)
-    _step(player, _batch(config, (config.patch[0], *latent[1:]), device))
-    batch = _batch(config, latent, device)
-    before = _now(device)
-    kept = _step(player, batch)
-    seconds = _now(device) - before
+    player, batch = trainable.players[DIT].to(device), _batch(config, latent, device)
+    kept = _step(player, batch)  # kernels are chosen, and memory is taken, by shape
+    seconds = statistics.median(_timed(player, batch, device) for _ in range(TIMED))
     weights = sum(weight.numel() for weight in player.parameters())
     if device.type == "cuda":
         # The optimizer's state is not there yet: two numbers for each weight.
@@ -109,6 +112,12 @@ def explanation(rows: list[Row]) -> str:
         f"{first.rate}x are those of {last.longest} at {last.rate}x. The site of ProMAG (arXiv 2501.05442) gives 340 frames at 16x the "
         "budget of 68 at 4x, 5 times: that takes one latent step for 17 frames, that is, chunks without an image latent of their own."
     )
+
+
+def _timed(player: nn.Module, batch: Batch, device: torch.device) -> float:
+    before = _now(device)
+    _step(player, batch)
+    return _now(device) - before
 
 
 def _step(player: nn.Module, batch: Batch) -> int:

@@ -184,10 +184,10 @@ def cancel(submission: str, address: str) -> None:
 @_set
 def estimate(job: str, overrides: tuple[str, ...]) -> None:
     """Price the training stages of a job before it runs: parameters, FLOPs, memory."""
-    from kinetok.pipelines.estimate import estimate_table, estimates
+    from kinetok.pipelines.estimate import estimate_table, outlines, trainings
 
     loaded, _ = _load(job, overrides, None)
-    _console().print(estimate_table(estimates(loaded)))
+    _console().print(estimate_table(outlines(loaded, trainings(loaded))))
 
 
 @main.command()

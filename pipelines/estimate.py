@@ -73,11 +73,14 @@ class Estimate:
         return self.cost.flops * self.samples * self.steps
 
 
+def trainings(job: "Job") -> list[str]:
+    """The training stages of the job, in the order that it runs them."""
+    return [name for name in job.order() if isinstance(job.stages[name], Train | Diffusion | Language)]
+
+
 def estimates(job: "Job") -> Iterator[Estimate]:
-    """Every training stage of the job, in the order that it runs them. Raises as `estimate`."""
-    for name in job.order():
-        if isinstance(job.stages[name], Train | Diffusion | Language):
-            yield estimate(job, name)
+    """Every training stage of the job. Raises as `estimate`."""
+    return (estimate(job, name) for name in trainings(job))
 
 
 def estimate(job: "Job", name: str) -> Estimate:
@@ -131,8 +134,8 @@ def outline_json(each: Estimate | str) -> dict[str, float | str]:
     return {**counts, "gpu_hours": each.gpu_hours, "assumed_tflops": ASSUMED_TFLOPS}
 
 
-def estimate_table(found: Iterable[Estimate]) -> Table:
-    """One row a stage; memory is of one worker."""
+def estimate_table(found: Iterable[tuple[str, Estimate | str]]) -> Table:
+    """One row a stage, or why it has no figures; memory is of one worker."""
     table = Table(
         header_style="bold", expand=False, caption="memory of one worker; kernels' workspaces come on top", caption_justify="left"
     )
@@ -151,11 +154,14 @@ def estimate_table(found: Iterable[Estimate]) -> Table:
         "memory",
     ):
         table.add_column(column, justify="right")
-    for each in found:
+    for name, each in found:
+        if isinstance(each, str):
+            table.add_row(name, escape(each))
+            continue
         cost, memory = each.cost, each.memory
         counts = (cost.trained, cost.frozen, cost.flops, cost.flops * each.samples, each.flops)
         held = (memory.weights + memory.frozen, memory.gradients, memory.optimizer, memory.average, memory.activations, memory.total)
-        table.add_row(each.stage, *map(human_count, counts), *map(human_bytes, held))
+        table.add_row(name, *map(human_count, counts), *map(human_bytes, held))
     return table
 
 

@@ -47,12 +47,17 @@ field of its configuration that decides it, where one does.
 """
 
 _IMAGE_PATH = {
-    "none": "no image model: a cosine transform of each cell, which the description does not have",
+    "none": "no image model",
     "inflate": "an image model's kernels stand at the latest tap of the video kernels, and all weights are trained from there",
     "frozen2d": "an image model's kernels stand at the latest tap, and its frozen encoder stays: it computes the first frame's features",
 }
+_START = {
+    "transform": "a cosine transform of each cell, which the description does not have",
+    "random": "torch's default initialisation of every convolution",
+}
 _NORM = {
     "rms": "division by the root mean square of each group in each frame",
+    "std": "division by the deviation of each group in each frame, taken about its mean, while the mean stays in",
     "group": "GroupNorm of each frame, which subtracts the mean: for comparison",
 }
 _MIX = {
@@ -61,6 +66,15 @@ _MIX = {
     "dual": "kept apart, each with a latent head of its own",
 }
 _ADA = {"scale": "a scale", "scale_shift": "a scale and a shift", "none": "nothing: an ablation"}
+_DECODER = {
+    "none": "the decoder stays frozen as a whole; there is no joint training",
+    "last": "a copy of the decoder's finest level, with what makes pixels, is trained along; there is no joint training of the encoder",
+    "all": "a copy of the whole decoder is trained along; there is no joint training of the encoder",
+}
+_POSTERIOR = {
+    "sample": "a sample, whose noise is drawn by the clip's own seed; encoding and evaluation take the mean",
+    "mode": "its mean, as in encoding and evaluation",
+}
 _COND = {"pooled_per_frame": "the key features pooled over each frame", "spatial": "the key features at each position"}
 
 _DIVOT = """## How it decodes
@@ -68,6 +82,11 @@ _DIVOT = """## How it decodes
 Tokens are read by a frozen vision transformer and an encoder after it ({vit}). Decoding is diffusion: it draws noise from a seed, and
 shows what the tokens say, not the very pixels that were encoded. Another seed gives another video. The method is Divot's (arXiv
 2412.04432); the code was written from its description, and its authors publish their own weights for academic use.
+"""
+
+_ADAPTED = """## What it is
+
+diffusers' `{name}`, trained by others and unchanged, in diffusers' own format: the folder opens in diffusers too. {licence}
 """
 
 LOSS = "## Loss\n"
@@ -89,6 +108,7 @@ def model_card(model: "Tokenizer", objective: BaseModel | None = None) -> str:
         f"---\nlibrary_name: kinetok\ntags:\n- video\n- tokenizer\n- {spec.tokenizer}\n---\n",
         _grid_title(model) if divot is None else _set_title(divot),
         table(("", ""), [*(_grid(model) if divot is None else _set(divot)), *_parameters(rungs)]),
+        *_adapted(model),
         _USE,
         *([] if divot is None else [_DIVOT.format(vit=divot.config.vit.title)]),
         "## Lineage\n\nThis model, then each frozen model below it. Equal digests are equal weights.\n",
@@ -101,7 +121,7 @@ def model_card(model: "Tokenizer", objective: BaseModel | None = None) -> str:
     if objective is not None:
         parts += [LOSS, fields(objective)]
     if any(ours):
-        parts += [_OPEN, table(("open", "this model", "field"), _choices(rungs))]
+        parts += [_OPEN, table(("open", "this model", "field"), _choices(rungs, objective))]
         parts.append(NOTICE.format(what="This model" if ours[0] else "The autoencoder below this model"))
     return "\n".join(parts)
 
@@ -154,6 +174,16 @@ def _is_foreign(model: "Tokenizer") -> bool:
     """Whether weights that others trained are in it."""
     divot = _divot(model)
     return not _is_promag(model) if divot is None else divot.config.vit.path is not None
+
+
+def _adapted(model: "Tokenizer") -> Iterator[str]:
+    """What an adapter holds, and under which licence as far as its settings say."""
+    from kinetok.tokenizers.pretrained.base import Pretrained
+
+    if isinstance(model, Pretrained):
+        licence = (model.config.model_extra or {}).get("license")
+        told = f"Its settings name the licence `{licence}`." if licence else "Its settings name no licence: see where it was published."
+        yield _ADAPTED.format(name=model.class_name, licence=told)
 
 
 def _divot(model: "Tokenizer") -> "DivotTokenizer | None":
@@ -227,8 +257,8 @@ def _rows(config: BaseModel, path: str) -> Iterator[tuple[str, str, str]]:
             yield f"`{path}{name}`", f"`{json.dumps(to_jsonable_python(value))}`", " ".join((info.description or "").split())
 
 
-def _choices(rungs: "Sequence[Tokenizer]") -> Iterator[tuple[str, str, str]]:
-    """What ProMAG's description does not say: (question, what was taken, field), of each of its rungs."""
+def _choices(rungs: "Sequence[Tokenizer]", objective: BaseModel | None) -> Iterator[tuple[str, str, str]]:
+    """What ProMAG's description does not say: (question, what was taken, field), of each of its rungs, and of the loss."""
     from kinetok.tokenizers.causal.autoencoder import CausalConfig
     from kinetok.tokenizers.causal.grown import GrownConfig
 
@@ -238,7 +268,11 @@ def _choices(rungs: "Sequence[Tokenizer]") -> Iterator[tuple[str, str, str]]:
         elif isinstance(rung.config, CausalConfig):
             yield from _of_base(rung.config)
             break  # below it is its own image model
-    yield "the posterior while training", "a sample, whose noise is drawn by the clip's own seed; encoding and evaluation take the mean", ""
+    drawn = getattr(objective, "posterior", None)
+    told = _POSTERIOR[drawn] if drawn is not None else f"{_POSTERIOR['sample']}, unless the objective said `mode`"
+    yield "the posterior while training", told, "`objective.posterior`"
+    named = f'listed under "{LOSS.strip("# ").strip()}"' if drawn is not None else "as the objective of the training said"
+    yield "the weight of the KL term, LPIPS, the GAN term", named, "`objective.kl`, `objective.perceptual`, `objective.adversarial`"
 
 
 def _of_base(config: "CausalConfig") -> Iterator[tuple[str, str, str]]:
@@ -247,9 +281,25 @@ def _of_base(config: "CausalConfig") -> Iterator[tuple[str, str, str]]:
         "the layout of Open-MAGVIT2's video network (arXiv 2409.04410), with its own numbers",
         "`channels`, `mult`, `blocks`",
     )
-    yield "where training starts, and what an image model is for", _IMAGE_PATH[config.image_path], "`image_path`"
+    begun = f"; training starts at {_START[config.start]}" if config.image_path == "none" else ""
+    yield "where training starts, and what an image model is for", _IMAGE_PATH[config.image_path] + begun, "`image_path`, `start`"
     yield "the norm without mean subtraction", _NORM[config.norm], "`norm`"
-    yield "AdaGN in the decoder, which MagViT-v2 has", "none: frozen under a grown rung, it would want a latent that is not there", ""
+    yield (
+        "AdaGN in the decoder, which MagViT-v2 has",
+        "left out: frozen under a grown rung, it would want a latent at its own rate, which is not there",
+        "",
+    )
+    yield (
+        "what stands before the first frame in a convolution",
+        "the first frame, repeated; Open-MAGVIT2 has zeros there: a departure from its layout",
+        "",
+    )
+    yield (
+        "which frame is dropped after a temporal upsampling of the first",
+        "the earlier of its two, so that the frame stands for the end of its step as all others do; Open-MAGVIT2 keeps the earlier one "
+        "and drops the later: a departure from its layout",
+        "",
+    )
 
 
 def _of_growth(config: "GrownConfig", rate: str) -> Iterator[tuple[str, str, str]]:
@@ -266,4 +316,4 @@ def _of_growth(config: "GrownConfig", rate: str) -> Iterator[tuple[str, str, str
             "as the rung below on every second frame: its heads are copied, new blocks start as the identity",
             "",
         )
-    yield f"{rate}: the decoder below, and a last joint training", "the decoder stays frozen as a whole; there is no joint training", ""
+    yield f"{rate}: the decoder below, and a last joint training", _DECODER[config.unfreeze_decoder], "`unfreeze_decoder`"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from footage import CROP, EDGE, PER_VIDEO, footage, quadrants
-from torch import Tensor, nn
+from torch import Tensor
 from unit import FIGURES, WARMUP, Course, OtherBudget, Unit, aside
 
 from kinetok.tokenizers import catalog
@@ -21,7 +21,7 @@ from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
 from kinetok.tokenizers.causal.presets import SMALL_4X, SMALL_GROWN, direct
 from kinetok.tokenizers.causal.rung import Rung
-from kinetok.tokenizers.causal.training import AUTOENCODER, ReconstructionObjective, RungTrainable
+from kinetok.tokenizers.causal.training import ReconstructionObjective, RungTrainable
 from kinetok.tokenizers.metrics import clip_psnr, frame_psnr
 
 BATCH = 8
@@ -39,13 +39,15 @@ GENERATOR_SHARE, GENERATOR_STEPS = 3, 400
 """The base's steps over those of a diffusion transformer, and how many that gets at least: with fewer it knows little of the latents."""
 KEPT = 4
 """Every how manieth frame is a key frame of a 16x rung."""
+FIELD = {"dct": "transform", "torch": "random"}
+"""`CausalConfig.start` of each start."""
 STANDING: dict[str, CausalConfig] = {"base": SMALL_4X, "direct8": direct(SMALL_4X, 2), "direct16": direct(SMALL_4X, 4)}
 GROWN: dict[str, tuple[str, GrownConfig]] = {
     "grown8": ("base", SMALL_GROWN),
     "grown16": ("grown8", SMALL_GROWN),
     "deeper8": ("base", SMALL_GROWN.model_copy(update={"blocks": 2})),
     "slower8": ("base", SMALL_GROWN),
-    "unfrozen8": ("base", SMALL_GROWN),
+    "unfrozen8": ("base", SMALL_GROWN.model_copy(update={"unfreeze_decoder": "all"})),
     "residual8": ("base", SMALL_GROWN.model_copy(update={"ada": "none"})),
     "modulated8": ("base", SMALL_GROWN.model_copy(update={"key": False})),
     "keyless8": ("base", SMALL_GROWN.model_copy(update={"key": False, "ada": "none"})),
@@ -63,7 +65,6 @@ KIND = {
     **dict.fromkeys(("deeper8", "residual8", "modulated8", "keyless8"), "grown8"),
 }
 """Whose learning rate a rung takes where it has no search of its own."""
-UNFROZEN = ("unfrozen8",)
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Ladder:
 
         def build() -> RungTrainable:
             models.append(self._fresh(name))
-            return trainable(models[-1], unfrozen=name in UNFROZEN)
+            return RungTrainable(models[-1], ReconstructionObjective())
 
         def batch(step: int) -> dict[str, Tensor]:
             chosen = torch.Generator().manual_seed(course.seed * 1_000_003 + step)
@@ -215,10 +216,7 @@ class Ladder:
         if name in GROWN:
             lower, config = GROWN[name]
             return GrownTokenizer(config, self.rung(lower))
-        model = CausalTokenizer(STANDING[name])
-        if self.start == "torch":
-            start_plainly_(model)
-        return model
+        return CausalTokenizer(STANDING[name].model_copy(update={"start": FIELD[self.start]}))
 
     @torch.no_grad()
     def _features(self, lower: str) -> dict[str, Tensor]:
@@ -250,15 +248,6 @@ def best_rate(reached: Callable[[float], float]) -> float:
     return best
 
 
-def trainable(model: Rung, *, unfrozen: bool) -> RungTrainable:
-    """A rung as the loop takes it; `unfrozen` adds the decoder of the rung below to what is trained, in this rung's own copy of it."""
-    found = RungTrainable(model, ReconstructionObjective())
-    if unfrozen:
-        assert isinstance(model, GrownTokenizer) and isinstance(model.lower, CausalTokenizer)
-        found.players[AUTOENCODER].add_module("below", model.lower.decoder.requires_grad_(True))
-    return found
-
-
 @torch.no_grad()
 def measure(model: Rung, val_BCTHW: Tensor) -> dict[str, object]:
     """Held-out dB, means over clips: PSNR of the clip, of its kept frames, of each frame; a 4x rung's also on kept frames alone."""
@@ -276,14 +265,6 @@ def measure(model: Rung, val_BCTHW: Tensor) -> dict[str, object]:
         alone = [part[:, :, ::KEPT] for part in val_BCTHW.split(16)]
         figures["subsampled"] = float(torch.cat([clip_psnr(model.decode(model.encode(part)), part) for part in alone]).mean())
     return figures
-
-
-@torch.no_grad()
-def start_plainly_(model: nn.Module) -> None:
-    """Every convolution at torch's default initialisation."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv3d):
-            module.reset_parameters()
 
 
 def to_pixels(video_BTHWC: Tensor) -> Tensor:

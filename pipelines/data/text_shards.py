@@ -21,7 +21,7 @@ from torch import Tensor
 from kinetok.infra import meters
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.config import Config
-from kinetok.infra.errors import ConfigError, DataError
+from kinetok.infra.errors import ConfigError, ContractError, DataError
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.llm.text import TextConfig, TextEncoder
@@ -29,6 +29,7 @@ from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.ray_tasks import Item, each_on_actors
 from kinetok.pipelines.data.tars import read_members
 from kinetok.pipelines.data.token_shards import DTYPES, SPEC_FILE, Line, Sample, Shards, read_index, shard_name, stored, write_shard
+from kinetok.tokenizers.base import difference
 
 TEXT = "text"
 Stored = Literal["fp32", "bf16", "fp16"]
@@ -60,6 +61,16 @@ def open_encoder(config: TextConfig) -> TextEncoder:
         return TextEncoder(config)
     except (ValueError, OSError) as error:
         raise ConfigError(f"text: {error}") from error
+
+
+def require_encoder(learned: TextSpec, encoder: TextEncoder) -> None:
+    """Refuse an encoder that is not the one which embeddings of `learned` came from (contract 3)."""
+    changed = difference(learned, TextSpec.of(encoder, learned.dtype))
+    if changed is not None:
+        raise ContractError(
+            f"text: {learned.text.path or learned.text.encoder} is another encoder now than the embeddings were made with: {changed} "
+            "(embeddings, encoder); put the weights of then in its place, or run `text` and what follows again with those of now"
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 `shards/000007.tar` holds `000007-000003.safetensors` (the tensors) and `000007-000003.json` (id, caption, split ...) for each sample;
 `index/000007.parquet` says where each one starts and carries the shard's digest. The index is written last: a shard without one was
 never committed. Any WebDataset reader can stream the tars; `Shards` reads single samples, which a seeded training order needs. A tar's
-manifest line also holds the `Moments` of its grid tokens, so that `latent_statistics` reads no token. No pickle anywhere.
+manifest line also holds the `Moments` of its grid tokens, of all clips and of those to train on, so that `latent_statistics` reads no
+token. No pickle anywhere.
 Not covered: making the tensors (`encoding.py`, `text_shards.py`).
 
 Legend: Z latent channels, t h w latent positions.
@@ -57,6 +58,8 @@ TOKENS = "tokens"
 DRAWS = "draws"
 """Name of the tensor of further draws of the same clip, (draws - 1, N, D), beside the first, which is `tokens`."""
 MOMENTS = "moments"
+TRAIN_MOMENTS = "train_moments"
+"""Of the clips of the `train` split alone; shards of before there were any have those of all clips only."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Types by the names that jobs call them."""
 
@@ -153,8 +156,8 @@ def write_shard(out: Folder, shard: int, samples: Iterable[Sample], bad: list[Ba
     """Commit one shard: tar, quarantine where any, then the index. Returns their manifest lines; equal input gives equal bytes."""
     tar, rows, moments = _pack(shard, samples)
     lines = [_put(out, shard_name(shard), tar, len(rows))]
-    if moments.numbers:
-        lines[0][MOMENTS] = plain(moments)
+    if moments[MOMENTS].numbers:
+        lines[0].update({name: plain(sums) for name, sums in moments.items()})
     if bad:
         listed = [{**item._asdict(), "shard": shard} for item in bad]
         lines.append(_put(out, quarantine_name(shard), _parquet(pa.Table.from_pylist(listed, schema=_QUARANTINE)), len(bad)))
@@ -187,13 +190,24 @@ def _number(name: str) -> int:
     return int(name.rpartition("/")[2].partition(".")[0])
 
 
-def _pack(shard: int, samples: Iterable[Sample]) -> tuple[bytes, list[dict[str, Plain]], Moments]:
+def added(moments: dict[str, Moments], payload: bytes, split: object) -> dict[str, Moments]:
+    """What a manifest line says of a tar's latents, with those of one more sample."""
+    more = Moments.of(payload)
+    return {MOMENTS: moments[MOMENTS] + more, TRAIN_MOMENTS: moments[TRAIN_MOMENTS] + (more if split == "train" else Moments())}
+
+
+def no_moments() -> dict[str, Moments]:
+    """Of a tar without samples."""
+    return {MOMENTS: Moments(), TRAIN_MOMENTS: Moments()}
+
+
+def _pack(shard: int, samples: Iterable[Sample]) -> tuple[bytes, list[dict[str, Plain]], dict[str, Moments]]:
     buffer = io.BytesIO()
     tar = TarWriter(buffer)
     rows: list[dict[str, Plain]] = []
-    moments = Moments()
+    moments = no_moments()
     for place, payload, about in samples:
-        moments += Moments.of(payload)
+        moments = added(moments, payload, about["split"])
         offset = tar.add(member_name(shard, place, "safetensors"), payload)
         tar.add(member_name(shard, place, "json"), json.dumps(dict(about), sort_keys=True, ensure_ascii=False).encode())
         rows.append({"id": about["id"], "place": place, "split": about["split"], "offset": offset, "bytes": len(payload)})
@@ -243,14 +257,17 @@ def require_spec(shards: TokenSpec, model: TokenSpec) -> None:
 
 
 def latent_statistics(artifact: Artifact) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each latent channel over all clips of an `encode` artifact, (Z,) float32 each.
+    """Mean and standard deviation of each latent channel over the training clips of an `encode` artifact, (Z,) float32 each.
 
-    Read from the manifest alone. Raises DataError where it holds no moments, or a channel never changes.
+    Read from the manifest alone; where shards of it are from before they told training clips apart, over all clips. Raises DataError
+    where it holds no moments, none of a training clip, or a channel never changes.
     """
-    lines = (line[MOMENTS] for line in artifact.manifest() if MOMENTS in line)
-    moments = sum((Moments.model_validate(line) for line in lines), Moments())
+    lines = [line for line in artifact.manifest() if MOMENTS in line]
+    name = TRAIN_MOMENTS if all(TRAIN_MOMENTS in line for line in lines) else MOMENTS
+    moments = sum((Moments.model_validate(line[name]) for line in lines), Moments())
     if not moments.numbers:
-        raise DataError(f"{artifact.name}-{artifact.key} holds no statistics: they are kept of continuous tokens on a grid alone")
+        kept = "training clips, of which it has none," if lines else "continuous tokens on a grid"
+        raise DataError(f"{artifact.name}-{artifact.key} holds no statistics: they are kept of {kept} alone")
     mean_Z = np.array(moments.sums) / moments.numbers
     std_Z = np.sqrt(np.maximum(np.array(moments.squares) / moments.numbers - mean_Z**2, 0))
     still = np.flatnonzero(std_Z < SMALLEST_STD * (1 + np.abs(mean_Z)))

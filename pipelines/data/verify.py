@@ -7,7 +7,7 @@ and 2). Not covered: whether pixels or tokens are right, which only making them 
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from kinetok.infra.artifact import Artifact, Counts
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.tars import DamagedShard, read_members
-from kinetok.pipelines.data.token_shards import MOMENTS, Moments, index_name, member_name, quarantine_name, shard_name
+from kinetok.pipelines.data.token_shards import MOMENTS, Moments, added, index_name, member_name, no_moments, quarantine_name, shard_name
 
 DECISIONS = {"kept": "written", "filtered": "filtered", "quarantined": "quarantined"}
 """Decision of a clip index row -> the count it adds to."""
@@ -67,7 +67,10 @@ def _clips(artifact: Artifact) -> Iterator[str]:
 
 def _shards(artifact: Artifact) -> Iterator[str]:
     folder = artifact.folder
-    recorded = {str(line["path"]): Moments.model_validate(line.get(MOMENTS, {})) for line in artifact.manifest()}
+    recorded = {
+        str(line["path"]): {name: Moments.model_validate(line[name]) for name in no_moments() if name in line}
+        for line in artifact.manifest()
+    }
     shards = {int(name.rpartition("/")[2].partition(".")[0]) for sub in ("shards", "index", "quarantine") for name in folder.files(sub)}
     yield from (f"{shard_name(shard)}: missing" for shard in range(max(shards, default=0)) if shard not in shards)
     written = bad = 0
@@ -79,7 +82,7 @@ def _shards(artifact: Artifact) -> Iterator[str]:
             continue
         written += len(index)
         ids.append(index["id"])
-        yield from _shard(folder, shard, index, recorded.get(shard_name(shard), Moments()))
+        yield from _shard(folder, shard, index, recorded.get(shard_name(shard), {}))
         if folder.exists(quarantine_name(shard)):
             quarantine = _table(folder, quarantine_name(shard), ["id"])
             if isinstance(quarantine, _Unreadable):
@@ -91,12 +94,12 @@ def _shards(artifact: Artifact) -> Iterator[str]:
     yield from _doubled(ids)
 
 
-def _shard(folder: Folder, shard: int, index: pa.Table, recorded: Moments) -> Iterator[str]:
+def _shard(folder: Folder, shard: int, index: pa.Table, recorded: Mapping[str, Moments]) -> Iterator[str]:
     """The tar must open strictly, hold the members of the index at their offsets, in order, and nothing else, and add up to its moments."""
     name = shard_name(shard)
     found: list[tuple[str, int, int]] = []
     ids: list[str] = []
-    moments = Moments()
+    moments, splits = no_moments(), index["split"].to_pylist()
     try:
         with folder.open(name) as file:
             for member in read_members(file, name):
@@ -104,7 +107,7 @@ def _shard(folder: Folder, shard: int, index: pa.Table, recorded: Moments) -> It
                     ids.append(str(json.loads(member.data)["id"]))
                 else:
                     found.append((member.name, member.offset, member.size))
-                    moments += Moments.of(member.data)
+                    moments = added(moments, member.data, splits[len(found) - 1] if len(found) <= len(splits) else None)
     except SafetensorError as error:
         yield f"{name}: a sample cannot be read ({error})"
         return
@@ -116,7 +119,7 @@ def _shard(folder: Folder, shard: int, index: pa.Table, recorded: Moments) -> It
         yield f"{name}: holds {len(found)} samples that are not the {len(rows)} of its index, or not where it says"
     elif ids != [row["id"] for row in rows]:
         yield f"{name}: ids of its samples are not those of its index"
-    elif moments != recorded:
+    elif any(recorded.get(name, Moments()) != sums for name, sums in moments.items() if name in recorded or name == MOMENTS):
         yield f"{name}: the sums of its latents are not those of the manifest"
 
 

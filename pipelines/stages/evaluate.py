@@ -14,6 +14,7 @@ from pydantic import Field, StrictInt
 
 from kinetok.infra.artifact import Counts
 from kinetok.infra.errors import DataError
+from kinetok.infra.fingerprint import Plain
 from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.report.tables import CLIPS, PANEL, TABLE, Geometry, Shown, ShownList, Table
 from kinetok.pipelines.stages.clips import Clips as ClipsStage
@@ -53,6 +54,19 @@ class Evaluate(Stage):
     lpips: Perceptual = None
     """A file of VGG16 for LPIPS, by path or hub id; None does not measure it."""
     seed: StrictInt = 0
+
+    def fetch(self) -> None:
+        """Download weights of LPIPS that only the hub has."""
+        from kinetok.pipelines.outside import fetch_lpips
+
+        if self.lpips is not None:
+            fetch_lpips(self.lpips)
+
+    def facts(self) -> Mapping[str, Plain]:
+        """Digest of the weights of LPIPS. Raises DataError or StoreError where they are not here."""
+        from kinetok.pipelines.outside import lpips_digest
+
+        return {} if self.lpips is None else {"lpips": lpips_digest(self.lpips)}
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
         """Clips whose sides a model or LPIPS cannot take."""

@@ -17,8 +17,10 @@ from pydantic import Field, StrictInt, StringConstraints
 from kinetok.infra.errors import ContractError, DataError
 from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.report.tables import CONTACT, GENERATION, Generated, Generation
+from kinetok.pipelines.stages.clips import Clips
 from kinetok.pipelines.stages.diffusion import Diffusion
 from kinetok.pipelines.stages.encode import Encode
+from kinetok.tokenizers.causal.chunks import ChunkPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,10 +55,13 @@ class Generate(Stage):
     """Euler steps."""
     guidance: Annotated[float, Field(ge=0)] = 4.0
     """Strength of classifier-free guidance; 1 is none."""
+    # Not dumped where it is not set: it would give every stage that does without another key.
+    beyond: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+    """Whether `frames` may be more chunks than the clips had: the generator never saw the numbers of the later ones."""
     seed: StrictInt = 0
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
-        """A tokenizer or a text encoder that is not the one the model learned with."""
+        """A tokenizer or a text encoder that is not the one the model learned with, and more chunks than it ever saw."""
         model = stages[self.model]
         assert isinstance(model, Diffusion)
         latents = stages[model.latents]
@@ -65,10 +70,19 @@ class Generate(Stage):
             yield f"tokenizer: is {self.tokenizer}; {self.model} learned the latents of {latents.model}"
         if model.text != self.text:
             yield f"text: is {self.text}; {self.model} learned from {model.text}"
+        clips = stages[latents.data]
+        if isinstance(clips, Clips) and not self.beyond:
+            plan = latents.chunks or ChunkPlan(frames=clips.frames)
+            asked, learned = len(plan.spans(self.frames)), len(plan.spans(clips.frames))
+            if asked > learned:
+                yield (
+                    f"frames: {self.frames} are {asked} chunks of {plan.frames}; {self.model} learned from clips of {learned}, "
+                    f"{clips.frames} frames: ask for that many at most, let {latents.data} cut longer clips, or set beyond: true to try"
+                )
 
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.data.latent_feed import GENERATOR_FILE, GeneratorSpec
-        from kinetok.pipelines.data.text_shards import TextShards, open_encoder
+        from kinetok.pipelines.data.text_shards import TextShards, open_encoder, require_encoder
         from kinetok.pipelines.data.token_shards import require_spec
         from kinetok.pipelines.models import model_folder, open_generator, open_model
         from kinetok.pipelines.stages.evaluate import threads
@@ -78,8 +92,10 @@ class Generate(Stage):
         require_spec(spec.latents, tokenizer.spec())
         if text.spec != spec.text:
             raise ContractError(f"{ctx.input('model').name} learned from text of {spec.text}, {ctx.input('text').name} is of {text.spec}")
+        encoder = open_encoder(spec.text.text)
+        require_encoder(spec.text, encoder)
         prompts = self._prompts(text)
-        sampler = Sampler(self, spec, open_generator(ctx.input("model")), tokenizer, open_encoder(spec.text.text), ctx.resources)
+        sampler = Sampler(self, spec, open_generator(ctx.input("model")), tokenizer, encoder, ctx.resources)
         with threads(ctx.resources.cpus):
             return self._write(ctx, sampler, prompts)
 

@@ -13,6 +13,7 @@ from pydantic import Field, StrictInt
 
 from kinetok.infra.artifact import Counts
 from kinetok.infra.errors import ContractError, DataError
+from kinetok.infra.fingerprint import Plain
 from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.report.tables import CARRIED, Carried, Condition, Figure, Strip
 from kinetok.pipelines.stages.evaluate import Perceptual, too_small
@@ -55,6 +56,19 @@ class Reconstruct(Stage):
     strips: Annotated[StrictInt, Field(ge=0)] = 6
     """Clips that are shown, the first of those measured."""
     seed: StrictInt = 0
+
+    def fetch(self) -> None:
+        """Download weights of LPIPS that only the hub has."""
+        from kinetok.pipelines.outside import fetch_lpips
+
+        if self.lpips is not None:
+            fetch_lpips(self.lpips)
+
+    def facts(self) -> Mapping[str, Plain]:
+        """Digest of the weights of LPIPS. Raises DataError or StoreError where they are not here."""
+        from kinetok.pipelines.outside import lpips_digest
+
+        return {} if self.lpips is None else {"lpips": lpips_digest(self.lpips)}
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
         """Clips whose sides the model or LPIPS cannot take."""

@@ -6,10 +6,12 @@ A clip without a caption is encoded as the empty text. Not covered: the files an
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from kinetok.infra.artifact import MANIFEST, Counts
 from kinetok.infra.errors import DataError
+from kinetok.infra.fingerprint import Plain, plain
 from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.llm.text import TextConfig
 
@@ -26,6 +28,19 @@ class Text(Stage):
     """The text encoder."""
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Type the embeddings are stored in."""
+
+    def fetch(self) -> None:
+        """Download an encoder that only the hub has."""
+        from kinetok.pipelines.outside import fetch_encoder
+
+        if self.text.path is not None:
+            fetch_encoder(self.text.path)
+
+    def facts(self) -> Mapping[str, Plain]:
+        """Digests of the files of an encoder by path or id, whose name says nothing of them. Raises StoreError where it is not here."""
+        from kinetok.pipelines.outside import encoder_digests
+
+        return {} if self.text.path is None else {"encoder": plain(encoder_digests(self.text.path))}
 
     def asks(self, resources: Resources) -> tuple[Ask, ...]:
         return (Ask("model actor", resources.worker),)

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ConfigError
+from kinetok.infra.fingerprint import Plain
 from kinetok.infra.fit import SUMMARY, FitConfig, fit, fit_problems
 from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.stages.clips import Clips
@@ -59,6 +60,25 @@ class Train(Stage, FitConfig):
     model: TokenizerConfig | None = None
     """What a new model is; None with `start`."""
     objective: ObjectiveConfig = Field(default_factory=ReconstructionObjective)
+
+    def fetch(self) -> None:
+        """Download weights of LPIPS that only the hub has."""
+        from kinetok.pipelines.outside import fetch_lpips
+
+        if (weights := self._lpips) is not None:
+            fetch_lpips(weights)
+
+    def facts(self) -> Mapping[str, Plain]:
+        """Digest of the weights of LPIPS, where the loss has them. Raises DataError or StoreError where they are not here."""
+        from kinetok.pipelines.outside import lpips_digest
+
+        return {} if self._lpips is None else {"lpips": lpips_digest(self._lpips)}
+
+    @property
+    def _lpips(self) -> str | None:
+        """What the objective names for its perceptual term."""
+        named = isinstance(self.objective, ReconstructionObjective) and self.objective.perceptual
+        return named.weights if named else None
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
         """What would otherwise end the training when it starts, hours after the job did."""

@@ -116,9 +116,21 @@ def test_what_is_written_aside_is_there_whole_or_not_at_all(module: type[Modules
 
 
 def test_what_is_measured_and_exported_is_the_average(module: type[Modules], tmp_path: Path) -> None:
-    unit = module.of("unit")
-    figures = trained(unit, tmp_path / "unit")
-    assert (tmp_path / "unit" / "model" / "slope").read_text() == str(figures["slope"])
+    """Against AdamW and an average that are written out here."""
+    figures = trained(module.of("unit"), tmp_path / "unit")
+    line = Line()
+    optimizer = torch.optim.AdamW(line.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+    mean = line.slope.detach().clone()
+    for step in range(1, 13):
+        optimizer.param_groups[0]["lr"] = 0.1 * step / 50
+        optimizer.zero_grad()
+        line(batch(step), step)[0].backward()
+        nn.utils.clip_grad_norm_(line.parameters(), 1.0)
+        optimizer.step()
+        mean = torch.lerp(mean, line.slope.detach(), 9 / (10 + step))
+    for found in (figures["slope"], json.loads((tmp_path / "unit" / "model" / "slope").read_text())):
+        torch.testing.assert_close(torch.tensor(found), mean, rtol=1e-4, atol=1e-6)
+    assert (mean - line.slope).abs().max() > 1e-3, "the last weights are others"
 
 
 def test_a_direct_model_gets_every_step_of_its_rival(module: type[Modules]) -> None:

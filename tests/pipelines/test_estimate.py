@@ -1,5 +1,7 @@
 """What a job will cost, against the models that it would build; nothing is run."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +99,22 @@ def test_commands_print_tables() -> None:
     assert answer.exit_code == 0 and "19,200" in answer.output and "170 frames" in answer.output and "2.5 times" in answer.output
     answer = CliRunner().invoke(main, ["budget", "--no-measure", "--height", "100"])
     assert answer.exit_code == 1 and "multiples of 8" in answer.output
+
+
+def test_the_command_prices_what_it_can_where_a_model_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = make_job()
+    stages = {
+        name: stage.model_dump(mode="json") for name, stage in job.stages.items() if name in ("scenes", "videos", "clips", "base", "grown")
+    }
+    stages |= {"wan": {"kind": "model", "where": "somebody/nothing"}, "grown": stages["grown"] | {"lower": "wan"}}
+    (tmp_path / "job.yaml").write_text(json.dumps({"name": "small", "stages": stages, "resources": {"default": {"batch_size": 2}}}))
+    answer = CliRunner().invoke(main, ["estimate", "job.yaml"], env={"COLUMNS": "400"})
+    assert answer.exit_code == 0, answer.output
+    rows = {line.split("│")[1].strip(): line for line in answer.output.splitlines() if line.startswith("│")}
+    assert "unknown: somebody/nothing is not on this machine yet" in rows["grown"]
+    (base,) = (each for each in estimates(job) if each.stage == "base")
+    assert human_count(base.flops) in rows["base"]
 
 
 def test_counts_for_people() -> None:

@@ -1,5 +1,6 @@
 """The model card: what it says, that it is a function of the model, and that save_pretrained writes it."""
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -77,12 +78,20 @@ def test_what_the_description_leaves_open_stands_beside_what_was_taken(rungs: li
     card = model_card(rungs[0])
     assert "## What the description leaves open" in card
     assert "| 8x: how key features and residual are mixed | a sum | `mix`, `key` |" in card
-    assert "a cosine transform of each cell, which the description does not have | `image_path` |" in card
-    assert "| AdaGN in the decoder, which MagViT-v2 has | none" in card and "the decoder stays frozen as a whole" in card
-    assert card.count("| the posterior while training | a sample") == 1
+    assert "a cosine transform of each cell, which the description does not have | `image_path`, `start` |" in card
+    assert "| AdaGN in the decoder, which MagViT-v2 has | left out: frozen under a grown rung" in card
+    assert "the first frame, repeated; Open-MAGVIT2 has zeros there" in card and "and drops the later: a departure" in card
+    assert "the decoder stays frozen as a whole; there is no joint training | `unfreeze_decoder` |" in card
+    assert (
+        card.count("| the posterior while training | a sample") == 1
+        and "unless the objective said `mode` | `objective.posterior` |" in card
+    )
+    assert "| the posterior while training | its mean" in model_card(rungs[0], ReconstructionObjective(posterior="mode"))
     base = rungs[1]
     assert isinstance(base, CausalTokenizer) and "8x: " not in model_card(base)
-    for field in ("mix", "ada", "cond", "norm"):
+    random = model_card(CausalTokenizer(base.config.model_copy(update={"start": "random"})))
+    assert "no image model; training starts at torch's default initialisation of every convolution | `image_path`, `start` |" in random
+    for field in ("mix", "ada", "cond", "norm", "unfreeze_decoder"):
         values = get_args(GrownConfig.model_fields[field].annotation)
         cards = {model_card(GrownTokenizer(GrownConfig.model_validate({"blocks": 1, "groups": 2, field: value}), base)) for value in values}
         opened = {made.split("leaves open")[1].split("## ")[0] for made in cards}
@@ -101,6 +110,11 @@ def test_models_that_are_not_of_the_description_have_no_such_section(tmp_path: P
     random_model("wan").save_pretrained(tmp_path)
     card = model_card(load(tmp_path))
     assert "leaves open" not in card and "## Configuration" in card
+    assert card == (tmp_path / CARD_FILE).read_text()
+    assert "diffusers' `AutoencoderKLWan`, trained by others and unchanged" in card and "Its settings name no licence" in card
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"license": "apache-2.0"}))
+    assert "Its settings name the licence `apache-2.0`." in model_card(load(tmp_path))
 
 
 class Player(BaseModel):

@@ -9,7 +9,7 @@ Image path. Before it learns motion the paper's base takes over an image model, 
 instead of only inflating 2D kernels"; the wiring is not published. Here the image model is a `CausalTokenizer` of the same numbers
 without temporal strides (`CausalConfig.image`), trained on single frames, and `image_path` says what becomes of it:
 
-    none      nothing: training starts at the linear transform coder of `start`
+    none      nothing: training starts at the linear transform coder of `start`, or at random
     inflate   its 2D kernels stand at the latest tap of the video kernels when training starts, so that every 4th frame is encoded as
               an image and decoded as itself, repeated; all weights are trained from there
     frozen2d  as inflate, and its encoder stays, frozen, as what computes the features of the first frame; the rest of the video, for
@@ -24,10 +24,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kinetok.tokenizers.base import Count, ModelConfig, Tokenizer
@@ -65,10 +65,14 @@ class CausalConfig(ModelConfig):
     patch: Count = 1
     """Edge of the square of pixels folded into channels before the first level; more is cheaper and coarser."""
     norm: NormKind = "rms"
+    """What a frame's groups are divided by: their root mean square, their deviation without centring (`std`), or GroupNorm."""
     groups: Count = 32
     """Normalisation groups; must divide every level's width."""
     image_path: Literal["none", "inflate", "frozen2d"] = "none"
     """What an image model, given as the lower one, is taken over for: nothing, the start, or the start and the first frame."""
+    # The default is not dumped: it would give every rung that was trained before there was a choice another key.
+    start: Annotated[Literal["transform", "random"], Field(exclude_if=lambda value: value == "transform")] = "transform"
+    """Where training starts without an image model: at a linear transform coder, or at torch's default initialisation throughout."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -129,7 +133,10 @@ class EncoderTrunk(nn.Module):
 
 
 class DecoderTrunk(nn.Module):
-    """Trunk features to pixels: the encoder mirrored, with depth-to-space between levels; its output is not clamped."""
+    """Trunk features to pixels: the encoder mirrored, with depth-to-space between levels; its output is not clamped.
+
+    `parts` are its two halves, which share its weights: a rung that trains one of them above this one copies it.
+    """
 
     def __init__(self, config: CausalConfig) -> None:
         super().__init__()
@@ -142,16 +149,49 @@ class DecoderTrunk(nn.Module):
         self.to_pixels = CausalConv3d(config.widths[0], PIXELS * config.patch**2)
 
     def forward(self, features_BDthw: Tensor, memory: Memory | None = None) -> Tensor:
-        x_BCTHW = self.levels[-1](features_BDthw.contiguous(memory_format=torch.channels_last_3d), memory)
-        for up, level in zip(reversed(self.ups), reversed(self.levels[:-1]), strict=True):
-            x_BCTHW = level(up(x_BCTHW, memory), memory)
-        return depth_to_space(self.to_pixels(x_BCTHW, memory), time=1, space=self.patch)
+        x_BCTHW = climb(self.levels[1:], self.ups, features_BDthw, memory)
+        return depth_to_space(self.to_pixels(self.levels[0](x_BCTHW, memory), memory), time=1, space=self.patch)
+
+    @property
+    def parts(self) -> tuple[nn.Module, nn.Module]:
+        """Up to the finest level, and that level with what makes pixels of it: one after the other they are this trunk."""
+        return CoarseLevels(self), FinestLevel(self)
+
+
+class CoarseLevels(nn.Module):
+    """A decoder trunk up to its finest level."""
+
+    def __init__(self, trunk: DecoderTrunk) -> None:
+        super().__init__()
+        self.levels, self.ups = trunk.levels[1:], trunk.ups
+
+    def forward(self, features_BDthw: Tensor, memory: Memory | None = None) -> Tensor:
+        return climb(self.levels, self.ups, features_BDthw, memory)
+
+
+class FinestLevel(nn.Module):
+    """The rest of a decoder trunk."""
+
+    def __init__(self, trunk: DecoderTrunk) -> None:
+        super().__init__()
+        self.level, self.to_pixels, self.patch = trunk.levels[0], trunk.to_pixels, trunk.patch
+
+    def forward(self, x_BCTHW: Tensor, memory: Memory | None = None) -> Tensor:
+        return depth_to_space(self.to_pixels(self.level(x_BCTHW, memory), memory), time=1, space=self.patch)
+
+
+def climb(levels: nn.ModuleList, ups: nn.ModuleList, features_BDthw: Tensor, memory: Memory | None) -> Tensor:
+    """Features through levels, finest first in the lists, each followed by the way up to the next finer one."""
+    x_BCTHW = features_BDthw.contiguous(memory_format=torch.channels_last_3d)
+    for level, up in zip(reversed(levels), reversed(ups), strict=True):
+        x_BCTHW = up(level(x_BCTHW, memory), memory)
+    return x_BCTHW
 
 
 class CausalTokenizer(Rung):
     """The base autoencoder: `EncoderTrunk`, `LatentHeads`, `DecoderTrunk`.
 
-    A fresh one starts from `image`, where given, else as a linear transform coder (`start`).
+    A fresh one starts from `image`, where given, else as `config.start` says.
     """
 
     config_class = CausalConfig
@@ -165,10 +205,12 @@ class CausalTokenizer(Rung):
         self.encoder = EncoderTrunk(config)
         self.heads = LatentHeads(self.feature_channels, config.z)
         self.decoder = DecoderTrunk(config)
-        if image is None:
+        if image is not None:
+            start.inflate_(self, image)
+        elif config.start == "transform":
             self._start()
         else:
-            start.inflate_(self, image)
+            start.reset_(self)
         if image is not None and config.image_path == "frozen2d":
             self.stand_on(image)
 
@@ -202,6 +244,9 @@ class CausalTokenizer(Rung):
     def decode_features(self, features_BDthw: Tensor) -> Tensor:
         video_BCTHW: Tensor = self.decoder(features_BDthw)
         return video_BCTHW
+
+    def decoder_parts(self) -> tuple[nn.Module, ...]:
+        return self.decoder.parts
 
     def next_features(self, video_BCTHW: Tensor, memories: Sequence[Memory]) -> list[Tensor]:
         return self._features(video_BCTHW, memories)

@@ -5,9 +5,9 @@
     R   = mean relu(D(x) - a_fake)^2 + mean relu(a_real - D(x_hat))^2              (LeCAM, arXiv 2104.03310, as its code has it)
     adaptive weight = |dL_rec / dW| / (|dL_G / dW| + 1e-4), at most 1e4            (VQGAN, arXiv 2012.09841, equation 7)
 
-a_real and a_fake are running averages of the logits, W the weights of the last trained layer on the way to the pixels. Logits and all
-that is computed of them are float32. ProMAG's description names a GAN term for its base model and no more; the layout is PatchGAN's
-(arXiv 1611.07004) in three dimensions. Not covered: who calls this when (`training.py`).
+a_real and a_fake are running averages of the logits over steps, W the weights of the last trained layer on the way to the pixels.
+Logits and all that is computed of them are float32. ProMAG's description names a GAN term for its base model and no more; the layout is
+PatchGAN's (arXiv 1611.07004) in three dimensions. Not covered: who calls this when (`training.py`).
 
 Legend: B clips, C channels, T H W frames, rows, columns, t h w patches.
 """
@@ -70,16 +70,37 @@ class PatchDiscriminator(nn.Module):
 class Lecam(nn.Module):
     """Running averages of the mean logits of real and of reconstructed videos, and the penalty that keeps logits near them.
 
-    The averages are buffers, so checkpoints carry them, and are taken over all ranks, so that every rank holds the same ones.
+    They move once a step, by the mean over all its micro-batches and ranks, when the next step begins: a step is judged by the steps
+    before it alone, however its clips are divided. All state is buffers, so checkpoints carry it, the same on every rank.
     """
 
     real: Tensor
     fake: Tensor
+    step: Tensor
+    """The one that `sums` are of."""
+    sums: Tensor
+    """Mean logits of its micro-batches so far, of real and of reconstructed videos."""
+    parts: Tensor
+    """How many micro-batches these are."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("real", torch.zeros(()))
         self.register_buffer("fake", torch.zeros(()))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("sums", torch.zeros(2))
+        self.register_buffer("parts", torch.zeros(()))
+
+    @torch.no_grad()
+    def begin(self, step: int) -> None:
+        """average <- 0.99 * average + 0.01 * mean of the last step, where `step` is a new one. (Without a look at the device's numbers.)"""
+        new = self.step != step
+        means, weight = self.sums / self.parts.clamp(min=1), (1 - LECAM_DECAY) * (new & (self.parts > 0))
+        self.real.lerp_(means[0], weight)
+        self.fake.lerp_(means[1], weight)
+        self.sums *= ~new
+        self.parts *= ~new
+        self.step.fill_(step)
 
     def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """R: what real logits exceed the fakes' average by, and what fake ones fall short of the real average by, squared."""
@@ -87,13 +108,13 @@ class Lecam(nn.Module):
 
     @torch.no_grad()
     def update(self, real_logits: Tensor, fake_logits: Tensor) -> None:
-        """average <- 0.99 * average + 0.01 * mean. A collective where there are several ranks."""
+        """Add a micro-batch to the step that began. A collective where there are several ranks."""
         means = torch.stack([real_logits.mean(), fake_logits.mean()])
         if distributed.is_initialized():
             distributed.all_reduce(means)
             means /= distributed.get_world_size()
-        self.real.lerp_(means[0], 1 - LECAM_DECAY)
-        self.fake.lerp_(means[1], 1 - LECAM_DECAY)
+        self.sums += means
+        self.parts += 1
 
 
 def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

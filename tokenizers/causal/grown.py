@@ -5,9 +5,10 @@
     u = key (+) r  ->  head  ->  latent  ->  head  ->  D_k_2k  residual blocks, then temporal upsampling
     video = D_k(...)                                           frozen; passes gradient to its input
 
-Only the modulation, the mixing, both heads, E_k_2k and D_k_2k are trained. Growing works on any `Rung`, a grown one included. What
-"(+)" and AdaNorm are the paper leaves open, so `GrownConfig` offers the readings; its defaults are a sum, and a scale and a shift
-from the key features pooled over each frame.
+Only the modulation, the mixing, both heads, E_k_2k and D_k_2k are trained, and where `unfreeze_decoder` says so a copy of D_k or of its
+finest level, which stands in its place: the rung below itself stays as it is, whatever is grown on it. Growing works on any `Rung`, a
+grown one included. What "(+)" and AdaNorm are the paper leaves open, so `GrownConfig` offers the readings; its defaults are a sum, and
+a scale and a shift from the key features pooled over each frame.
 
 Step-0 identity, for every mode that has a key path. Where (+) is a sum or starts as one (`concat`) r starts at zero, and where key
 and residual stay apart (`dual`) the decoder starts deaf to the residual; the heads are copied from the rung below, D's residual
@@ -15,7 +16,10 @@ blocks start as the identity and its upsampling as duplication. So the untrained
 of its every second frame (in the first half of the channels, for `dual`), and decodes them as the lower decoder trunk applied to
 the lower head's output with every step but the first standing twice (`repeat_frames`).
 
-Not covered: training any part of the rung below (its weights are the identity of cached features and are hashed around training).
+Without a key path u is r alone, and r keeps the amplitude of the features: only what the blocks add to them is computed of normalised
+ones. So it starts as the features of every second step of the full-rate video, and what it lacks is the key path, not a scale.
+
+Not covered: training the encoder below (its weights are the identity of cached features and are hashed around training).
 
 Legend: B clips, C pixel channels, T H W frames, rows, columns, D trunk width, t h w positions at the lower rung's rate, s steps of
 this rung (t = 2s - 1).
@@ -26,10 +30,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kinetok.tokenizers.base import Count, Geometry, GrowthFeatures, ModelConfig, Tokenizer, lower_stage
@@ -57,7 +61,7 @@ class GrownConfig(ModelConfig):
     groups: Count = 32
     """Normalisation groups; must divide the trunk width."""
     norm: NormKind = "rms"
-    """As in `CausalConfig`; `group` is for the ablation."""
+    """As in `CausalConfig`; `group` is for the ablation, `std` the other reading."""
     mix: Literal["add", "concat", "dual"] = "add"
     """u = key + r; a trained 1x1x1 projection of [key; r] back to the trunk width, which starts as the sum; or [key; r] itself with
     a head for each, so that the latent [z_key; z_res] has twice the channels of the rung below and its halves can be told apart."""
@@ -67,6 +71,9 @@ class GrownConfig(ModelConfig):
     """Whether AdaNorm sees the key features pooled over each frame, or those at each position."""
     key: bool = True
     """False is an ablation: u = r alone. With `ada: none` the key features are not used at all."""
+    # The default is not dumped: it would give every rung that was grown before there was a choice another key.
+    unfreeze_decoder: Annotated[Literal["none", "last", "all"], Field(exclude_if=lambda value: value == "none")] = "none"
+    """How much of the decoder below is trained too, in this rung's own copy: nothing, its finest level with what makes pixels, or all."""
 
     @property
     def grows(self) -> bool:
@@ -105,7 +112,10 @@ class AdaNorm(nn.Module):
 
 
 class MixingEncoder(nn.Module):
-    """E_k_2k and the cross-level feature mixing: r = downsample(blocks(AdaNorm(full; key))), u = key (+) r."""
+    """E_k_2k and the cross-level feature mixing: r = downsample(blocks(AdaNorm(full; key))), u = key (+) r.
+
+    Without a key path u = downsample(full + (blocks(AdaNorm(full; key)) - AdaNorm(full; key))).
+    """
 
     def __init__(self, width: int, config: GrownConfig) -> None:
         super().__init__()
@@ -124,7 +134,10 @@ class MixingEncoder(nn.Module):
     def forward(self, features: GrowthFeatures, memory: Memory | None = None) -> Tensor:
         first = not (memory and self.down in memory)
         modulated_BDthw = self.modulate(features.full_BDthw, features.key_BDthw, first=first)
-        r_BDshw: Tensor = self.down(self.blocks(modulated_BDthw, memory), memory)
+        fine_BDthw: Tensor = self.blocks(modulated_BDthw, memory)
+        if not self.key:
+            fine_BDthw = features.full_BDthw + (fine_BDthw - modulated_BDthw)
+        r_BDshw: Tensor = self.down(fine_BDthw, memory)
         if not self.key:
             return r_BDshw
         if self.mode == "add":
@@ -164,6 +177,10 @@ class GrownTokenizer(Rung):
         self.mix = MixingEncoder(lower.feature_channels, config)
         self.heads = grown_heads(lower, config)
         self.decoder = DuplicatingDecoder(lower.decoder_channels, config)
+        below = lower.decoder_parts() if config.unfreeze_decoder != "none" else ()
+        frozen = len(below) - 1 if config.unfreeze_decoder == "last" else 0
+        self._frozen_below = below[:frozen]  # a tuple, which hides them like the rung that they belong to
+        self.below = nn.ModuleList(copy.deepcopy(part).requires_grad_(True) for part in below[frozen:])
 
     @property
     def lower(self) -> Rung:
@@ -198,7 +215,19 @@ class GrownTokenizer(Rung):
         return [self.mix(GrowthFeatures(full_BDthw, key_BDshw)) for full_BDthw, key_BDshw in pairwise(below)]
 
     def decode_features(self, features_BDthw: Tensor) -> Tensor:
-        return self.lower.decode_features(self.decoder(features_BDthw))
+        if not self.below:
+            return self.lower.decode_features(self.decoder(features_BDthw))
+        return self._through_parts(features_BDthw, None)
+
+    def decoder_parts(self) -> tuple[nn.Module, ...]:
+        below = (*self._frozen_below, *self.below) if self.below else self.lower.decoder_parts()
+        return self.decoder, *below
+
+    def _through_parts(self, features_BDthw: Tensor, memory: Memory | None) -> Tensor:
+        x_BCTHW = features_BDthw
+        for part in self.decoder_parts():
+            x_BCTHW = part(x_BCTHW, memory)
+        return x_BCTHW
 
     @property
     def rates(self) -> int:
@@ -209,7 +238,9 @@ class GrownTokenizer(Rung):
         return [self.mix(GrowthFeatures(*pair), memory) for pair, memory in zip(pairwise(below), memories, strict=False)]
 
     def next_frames(self, features_BDthw: Tensor, memory: Memory) -> Tensor:
-        return self.lower.next_frames(self.decoder(features_BDthw, memory), memory)
+        if not self.below:
+            return self.lower.next_frames(self.decoder(features_BDthw, memory), memory)
+        return self._through_parts(features_BDthw, memory)
 
     @classmethod
     def build(cls, config: ModelConfig, lower: Tokenizer | None = None) -> Self:

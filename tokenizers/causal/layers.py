@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NormKind: TypeAlias = Literal["rms", "group"]
+NormKind: TypeAlias = Literal["rms", "std", "group"]
 EPSILON = 1e-6
 PADDING = (0, 1, 1)
 
@@ -61,8 +61,10 @@ def leaves_onednn_out(x_BCTHW: Tensor) -> bool:
 class FrameNorm(nn.Module):
     """Group normalisation of each frame by itself, pooled over a group's channels and positions but never over time.
 
-    `rms`, the default, leaves the mean in: y = w * x / sqrt(mean_G(x^2) + eps) + b. Subtracting it (`group`) makes bright spots in
-    the corners once a model is grown (project page of arXiv 2501.05442). Statistics are float32 whatever the type of x.
+    `rms`, the default, leaves the mean in: y = w * x / sqrt(mean_G(x^2) + eps) + b. `std` is the other reading of a norm whose mean
+    subtraction is removed: y = w * x / sqrt(var_G(x) + eps) + b, the deviation taken about the mean, the output not centred. Subtracting
+    the mean (`group`) makes bright spots in the corners once a model is grown (project page of arXiv 2501.05442). Statistics are
+    float32 whatever the type of x.
     """
 
     def __init__(self, width: int, groups: int, kind: NormKind = "rms", *, affine: bool = True) -> None:
@@ -76,7 +78,8 @@ class FrameNorm(nn.Module):
             return self._group_norm(x_BCTHW)
         B, C, T, H, W = x_BCTHW.shape
         precise = x_BCTHW.to(torch.promote_types(x_BCTHW.dtype, torch.float32))
-        power_BGT = precise.reshape(B, self.groups, C // self.groups, T, H, W).square().mean((2, 4, 5))
+        grouped = precise.reshape(B, self.groups, C // self.groups, T, H, W)
+        power_BGT = grouped.square().mean((2, 4, 5)) if self.kind == "rms" else grouped.var((2, 4, 5), correction=0)
         scale_BCT = (power_BGT + EPSILON).rsqrt().repeat_interleave(C // self.groups, 1)
         if self.weight is None or self.bias is None:
             scaled_BCTHW: Tensor = x_BCTHW * scale_BCT[..., None, None].to(x_BCTHW.dtype)

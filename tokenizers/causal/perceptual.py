@@ -88,7 +88,7 @@ def load_lpips(weights: str) -> Lpips:
     The file is safetensors, or what torch saves (read without unpickling code), and holds VGG16's convolutions as torchvision or as
     `lpips` names them. ValueError lists every weight that is missing, unknown or of another shape, or says that nothing was found.
     """
-    found = {_our_name(name): tensor for name, tensor in _read(_locate(weights)).items() if not name.startswith(UNUSED)}
+    found = {_our_name(name): tensor for name, tensor in _read(required(weights)).items() if not name.startswith(UNUSED)}
     if not any(name.startswith("heads.") for name in found):
         found |= {_our_name(name): tensor for name, tensor in published_heads().items()}
     net = Lpips()
@@ -130,16 +130,29 @@ def _read(file: Path) -> Weights:
     return state
 
 
-def _locate(weights: str) -> Path:
-    """The file on this machine, fetched from the hub where it is none."""
+def required(weights: str) -> Path:
+    """`locate`, with a download where it takes one."""
+    file = locate(weights)
+    assert file is not None, "only without a download"
+    return file
+
+
+def locate(weights: str, *, download: bool = True) -> Path | None:
+    """The file on this machine, fetched from the hub where it is none; without `download` None where that was not done before.
+
+    ValueError where `weights` can be neither, or the hub does not give it.
+    """
     if Path(weights).is_file():
         return Path(weights)
     owner, _, rest = weights.partition("/")
     repository, _, name = rest.partition("/")
     if not owner or not repository or owner.startswith((".", "~")):
         raise ValueError(f"{weights} is no file here, and no owner/repository/file of the Hugging Face hub")
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+    if not download:
+        found = try_to_load_from_cache(f"{owner}/{repository}", name or HUB_FILE)
+        return Path(found) if isinstance(found, str) else None
     try:
         return Path(hf_hub_download(f"{owner}/{repository}", name or HUB_FILE))
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinetok.tokenizers.base import Geometry, LowerStage, Tokens, TokenSpec, check_video
 from kinetok.tokenizers.causal.layers import Memory
@@ -76,6 +76,13 @@ class Rung(LowerStage):
     def decode_latent(self, latent_BZthw: Tensor, frames: int) -> Tensor:
         """The first `frames` frames of the decoded latent, not clamped, with gradient."""
         return self.decode_features(self.heads.decoder_features(latent_BZthw))[:, :, :frames]
+
+    def decoder_parts(self) -> tuple[nn.Module, ...]:
+        """The modules that make video of decoder features, one after the other, the last those of its finest level; each takes features
+        and a `Memory` or None. A rung above copies those that it trains. ValueError where the decoder does not come apart like that."""
+        raise ValueError(
+            f"unfreeze_decoder: the decoder of a {self.config.kind!r} model runs inside a class of its own and stays frozen; set it to none"
+        )
 
     @property
     def rates(self) -> int:

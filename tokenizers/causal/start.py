@@ -4,8 +4,9 @@ With the last convolution of every residual block at zero, all that is left of t
 1x1x1 and depth-to-space convolutions. These are set to the cosine transform of each cell (for a factor of 2 the Haar wavelet), its
 coefficients sorted by how much of natural video they are expected to carry and scaled to unit variance; the first z become the
 latent, and the decoder inverts them. The untrained model is a blurred copy of its input, and training begins at what a linear coder
-can do. Channels that the transform leaves free keep torch's own initialisation. Not in the paper, and no option: training starts some 10 dB
-higher for it.
+can do. Channels that the transform leaves free keep torch's own initialisation. Not in the paper: training starts some 10 dB higher for
+it. `CausalConfig.start: random` does without (`reset_`): every convolution as torch initialises it, which is what a public MagViT-v2
+begins with.
 
 From an image model (arXiv 2501.05442; `inflate_`) it starts at the latest-frame inflation of Open-MAGVIT2 (arXiv 2409.04410).
 
@@ -128,6 +129,13 @@ def pass_through_(to_posterior: nn.Conv3d, from_latent: nn.Conv3d, z: int) -> No
     from_latent.weight[: identity.shape[1], :, 0, 0, 0] = identity.T
     assert to_posterior.bias is not None
     to_posterior.bias[z:] = LOG_VARIANCE
+
+
+def reset_(model: nn.Module) -> None:
+    """Every convolution at torch's default initialisation, also those that elsewhere start at zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            module.reset_parameters()
 
 
 @torch.no_grad()

@@ -24,9 +24,11 @@ class EncodeStream:
         """Pushed so far: in the end `Tokens.frames` of the whole."""
         self._memories: list[Memory] = [{} for _ in range(model.rates)]
         self._waiting_BCTHW: Tensor | None = None
+        self._finished = False
 
     def push(self, video_BCTHW: Tensor) -> Tensor:
         """Posterior means (B, Z, t, h, w), float32, of the latent steps that these frames, one or more, complete; t may be 0."""
+        self._require_open()
         check_video(video_BCTHW, self.model.spatial)
         self.frames += video_BCTHW.shape[2]
         if self._waiting_BCTHW is not None:
@@ -39,11 +41,19 @@ class EncodeStream:
 
     def finish(self) -> Tensor:
         """The step that frames still wait for, if any do, completed by repeating the last frame."""
+        self._require_open()
         if self._waiting_BCTHW is None:
             raise ValueError("nothing was pushed, so there is nothing to finish")
+        self._finished = True
         waiting_BCTHW, self._waiting_BCTHW = self._waiting_BCTHW, None
         missing = -waiting_BCTHW.shape[2] % self.model.temporal
         return self._encode(torch.cat([waiting_BCTHW, waiting_BCTHW[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2))
+
+    def _require_open(self) -> None:
+        if self._finished:
+            raise ValueError(
+                f"this stream was finished after {self.frames} frames: what follows them is a stream of its own, EncodeStream(model)"
+            )
 
     @torch.no_grad()
     def _encode(self, video_BCTHW: Tensor) -> Tensor:

@@ -69,6 +69,9 @@ class ReconstructionObjective(Config):
     kind: Annotated[Literal["reconstruction"], Field(exclude=True)] = "reconstruction"
     kl: Annotated[float, Field(ge=0)] = 1e-6
     """Weight of the KL term, in nats per latent number, against the mean absolute error of pixels in [-1, 1]."""
+    # The default is not dumped, for the same reason.
+    posterior: Annotated[Literal["sample", "mode"], Field(exclude_if=lambda value: value == "sample")] = "sample"
+    """What is decoded while training: a sample of the posterior, or its mean; encoding and evaluation take the mean."""
     perceptual: PerceptualConfig | None = None
     """None trains without LPIPS, and the run says so."""
     adversarial: AdversarialConfig | None = None
@@ -112,7 +115,7 @@ class AutoencoderPlayer(nn.Module):
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, a scalar, and its parts."""
         video_BCTHW = pixels(batch)
-        output_BCTHW, posterior = reconstruct(self.model, batch, video_BCTHW)
+        output_BCTHW, posterior = reconstruct(self.model, batch, video_BCTHW, self.objective.posterior)
         figures = {"l1": (output_BCTHW - video_BCTHW).abs().mean(), "kl": posterior.kl().mean()}
         reconstruction = figures["l1"]
         if self.objective.perceptual is not None and self.judges.lpips is not None:
@@ -131,19 +134,20 @@ class AutoencoderPlayer(nn.Module):
 class DiscriminatorPlayer(nn.Module):
     """The discriminator's weights, LeCAM's averages, and its loss on a batch and on the rung's reconstruction of it."""
 
-    def __init__(self, model: Rung, adversarial: AdversarialConfig) -> None:
+    def __init__(self, model: Rung, adversarial: AdversarialConfig, posterior: Literal["sample", "mode"] = "sample") -> None:
         super().__init__()
         self.net = PatchDiscriminator(adversarial.width, adversarial.layers)
         self.lecam = Lecam()
-        self.weight = adversarial.lecam
+        self.weight, self.posterior = adversarial.lecam, posterior
         self.judged = (model,)
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, a scalar, and its parts."""
         video_BCTHW = pixels(batch)
         with torch.no_grad():
-            output_BCTHW, _ = reconstruct(*self.judged, batch, video_BCTHW)
+            output_BCTHW, _ = reconstruct(*self.judged, batch, video_BCTHW, self.posterior)
         real, fake = self.net(video_BCTHW), self.net(output_BCTHW)
+        self.lecam.begin(step)
         hinge, lecam = hinge_loss(real, fake), self.lecam(real, fake)
         self.lecam.update(real, fake)
         figures = {"gan_d": hinge, "gan_lecam": lecam, "gan_real": real.mean(), "gan_fake": fake.mean()}
@@ -157,7 +161,8 @@ class RungTrainable:
         """`lpips` stands in for the network whose weights the objective names, where only its size matters."""
         self.model, self.objective = model, objective
         self.lpips = (lpips or load_lpips(objective.perceptual.weights)) if objective.perceptual is not None else None
-        critic = DiscriminatorPlayer(model, objective.adversarial) if objective.adversarial is not None else None
+        adversarial = objective.adversarial
+        critic = DiscriminatorPlayer(model, adversarial, objective.posterior) if adversarial is not None else None
         autoencoder = AutoencoderPlayer(model, objective, Judges(self.lpips, critic.net if critic is not None else None))
         self.players: Mapping[str, nn.Module] = {AUTOENCODER: autoencoder} | ({DISCRIMINATOR: critic} if critic is not None else {})
         self.frozen: Mapping[str, nn.Module] = rungs_below(model) | ({LPIPS: self.lpips} if self.lpips is not None else {})
@@ -190,11 +195,13 @@ def pixels(batch: Batch) -> Tensor:
     return batch["video_BTHWC"].permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
-def reconstruct(model: Rung, batch: Batch, video_BCTHW: Tensor) -> tuple[Tensor, Posterior]:
-    """The video decoded from a sample of the posterior, float32 and not clamped, and the posterior."""
+def reconstruct(model: Rung, batch: Batch, video_BCTHW: Tensor, drawn: Literal["sample", "mode"] = "sample") -> tuple[Tensor, Posterior]:
+    """The video decoded from a sample of the posterior, or from its mean, float32 and not clamped, and the posterior."""
     posterior = model.heads.posterior(trunk_features(model, batch, video_BCTHW))
-    noise = seeded_noise(batch["seed_B"].tolist(), tuple(posterior.mean_BZthw.shape[1:]), video_BCTHW.device)
-    return model.decode_latent(posterior.sample(noise), frames=video_BCTHW.shape[2]).float(), posterior
+    latent_BZthw = posterior.mean_BZthw
+    if drawn == "sample":
+        latent_BZthw = posterior.sample(seeded_noise(batch["seed_B"].tolist(), tuple(latent_BZthw.shape[1:]), video_BCTHW.device))
+    return model.decode_latent(latent_BZthw, frames=video_BCTHW.shape[2]).float(), posterior
 
 
 def trunk_features(model: Rung, batch: Batch, video_BCTHW: Tensor) -> Tensor:
@@ -218,11 +225,14 @@ def rungs_below(model: Rung) -> dict[str, nn.Module]:
 def last_trained_layer(model: Rung) -> nn.Conv3d:
     """The layer whose kernel the adaptive weight balances gradients at: the last one the model trains on the way to the pixels.
 
-    In a base it makes the pixels. A grown rung's pixel decoder is frozen, so there it is the kernel that doubles the steps, the last
-    before the frozen trunk; the two extra backward passes then run through that trunk.
+    In a base, and in a rung that trains a decoder below, it makes the pixels. Else a grown rung's pixel decoder is frozen, so there it is
+    the kernel that doubles the steps, the last before the frozen trunk; the two extra backward passes then run through that trunk.
     """
     if not isinstance(model, CausalTokenizer | GrownTokenizer):
         raise ValueError(f"a {model.config.kind!r} model has no decoder layer of its own to train: leave objective.adversarial out")
-    layer = model.decoder.up.conv if isinstance(model, GrownTokenizer) else model.decoder.to_pixels
+    if isinstance(model, GrownTokenizer):
+        layer = model.below[-1].to_pixels if model.below else model.decoder.up.conv
+    else:
+        layer = model.decoder.to_pixels
     assert isinstance(layer, nn.Conv3d)
     return layer

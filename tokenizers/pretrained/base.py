@@ -25,6 +25,7 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from kinetok.tokenizers.base import CONFIG_FILE, ModelConfig, Tokenizer, import_transformers, weights_digest
+from kinetok.tokenizers.card import CARD_FILE, model_card
 from kinetok.tokenizers.causal.layers import Memory, pad_frames
 from kinetok.tokenizers.causal.posterior import LOG_VARIANCE_RANGE, Heads, Posterior
 from kinetok.tokenizers.causal.rung import Rung
@@ -73,11 +74,12 @@ class Pretrained(Tokenizer):
         return cls(model).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model in diffusers' format, without the address it came from."""
+        """Write the model in diffusers' format, without the address it came from, and the model card."""
         self.model.save_pretrained(folder)  # type: ignore[operator]
         file = Path(folder) / CONFIG_FILE
         kept = {name: value for name, value in json.loads(file.read_text()).items() if name != "_name_or_path"}
         file.write_text(json.dumps(kept, indent=1, sort_keys=True))
+        (Path(folder) / CARD_FILE).write_text(model_card(self))
 
     def digest(self) -> str:
         """sha256 over weights and settings, which decide the tokens together."""

@@ -90,20 +90,35 @@ def test_resuming_knows_the_manifest_lines_and_removes_what_was_never_committed(
 
 
 def test_statistics_of_the_latents_are_in_the_manifest(tmp_path: Path) -> None:
-    """In the precision they are stored in, over all samples and cells, whatever the shards."""
+    """In the precision they are stored in, over all training samples and cells, whatever the shards; of old shards, over all samples."""
     folder = Folder(str(tmp_path))
     values = torch.randn(5, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0)).mul(3).add(1).bfloat16()
     payloads = [save({"tokens": tensor.contiguous()}) for tensor in values]
-    about = [{"id": str(number), "split": "train"} for number in range(5)]
+    about = [{"id": str(number), "split": "val" if number == 3 else "train"} for number in range(5)]
     lines = write_shard(folder, 0, [Sample(n, payloads[n], about[n]) for n in (0, 1)], [])
     lines += write_shard(folder, 1, [Sample(n - 2, payloads[n], about[n]) for n in (2, 3, 4)], [])
     assert resume(folder) == {0: lines[:2], 1: lines[2:]}
     folder.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for line in lines))
     made = publish(folder, artifact(folder).record.model_copy(update={"counts": Counts(input=5, written=5)}))
-    mean_Z, std_Z = latent_statistics(made)
-    torch.testing.assert_close(mean_Z, values.double().mean((0, 2, 3, 4)).float())
-    torch.testing.assert_close(std_Z, values.double().var((0, 2, 3, 4), correction=0).sqrt().float())
     assert list(problems(made)) == []
+    learned, (mean_Z, std_Z) = values.double()[[0, 1, 2, 4]], latent_statistics(made)
+    torch.testing.assert_close(mean_Z, learned.mean((0, 2, 3, 4)).float())
+    torch.testing.assert_close(std_Z, learned.var((0, 2, 3, 4), correction=0).sqrt().float())
+    lines[2]["train_moments"]["numbers"] += 1
+    folder.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for line in lines))
+    assert "shards/000001.tar: the sums of its latents are not those of the manifest" in problems(made)
+    del lines[0]["train_moments"], lines[2]["train_moments"]
+    folder.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for line in lines))
+    assert not [sentence for sentence in problems(made) if "sums of its latents" in sentence], "what is not there is not compared"
+    torch.testing.assert_close(latent_statistics(made)[0], values.double().mean((0, 2, 3, 4)).float())
+
+
+def test_statistics_are_of_training_clips_alone(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    lines = write_shard(folder, 0, [Sample(0, save({"tokens": torch.randn(1, 2, 2, 2)}), {"id": "a", "split": "val"})], [])
+    folder.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match="training clips, of which it has none"):
+        latent_statistics(publish(folder, artifact(folder).record))
 
 
 @pytest.mark.parametrize(

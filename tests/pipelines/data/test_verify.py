@@ -71,7 +71,7 @@ def test_statistics_that_are_not_those_of_the_latents_are_found(folder: Folder, 
     tokens = save({"tokens": np.ones((1, 1, 2, 2), np.float32)})
     (tar, index) = write_shard(folder, 0, [Sample(0, tokens, {"id": "a", "split": "train"})], [])
     for numbers, found in ((4, []), (5, ["shards/000000.tar: the sums of its latents are not those of the manifest"])):
-        tar["moments"] = {"numbers": numbers, "sums": [4.0], "squares": [4.0]}
+        tar["moments"] = tar["train_moments"] = {"numbers": numbers, "sums": [4.0], "squares": [4.0]}
         folder.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for line in (tar, index)))
         assert list(problems(finish(folder, "encode", Counts(input=1, written=1)))) == found
 

@@ -23,6 +23,7 @@ from kinetok.infra.run import Selection, run
 from kinetok.infra.stage import Resources, StageContext
 from kinetok.infra.storage import Folder
 from kinetok.infra.training import Loop, Work
+from kinetok.llm import text as llm_text
 from kinetok.pipelines.catalog import STAGES
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.latent_feed import GENERATOR_FILE, GeneratorSpec
@@ -59,6 +60,7 @@ JOB: dict[str, dict[str, Any]] = {
         "text": "text",
         "prompts": ["a red disc", "a blue square"],
         "frames": 13,
+        "beyond": True,
         "steps": 2,
     },
 }
@@ -118,7 +120,10 @@ def test_the_generator_is_a_model_that_knows_its_latents(store: Store) -> None:
     card = made.folder.read_text("model/README.md")
     assert spec.latents.weights in card and spec.text.weights in card and "| text encoder | untrained: " in card
     assert f"`{tokens.name}-{tokens.key}`, 6 samples" in card and "| `optimizers.dit.lr` | `0.001` |" in card
-    latents = torch.stack([TokenShards.open(tokens).read(row)["tokens"].double() for row in range(6)])
+    shards = TokenShards.open(tokens)
+    learned = [row for row, split in enumerate(shards.rows["split"].to_pylist()) if split == "train"]
+    assert 0 < len(learned) < len(shards)
+    latents = torch.stack([shards.read(row)["tokens"].double() for row in learned])
     torch.testing.assert_close(open_generator(made).mean_Z, latents.mean((0, 2, 3, 4)).float())
 
 
@@ -183,6 +188,14 @@ def test_what_does_not_belong_together_is_refused(store: Store, tmp_path: Path) 
         Generate.model_validate(JOB["generated"]).run(ctx)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_text_encoder_whose_weights_became_others_is_refused(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_text, "UNTRAINED_SEED", 1)
+    with pytest.raises(ContractError, match=r"text: untrained is another encoder now than .*: weights: [0-9a-f]{64}, [0-9a-f]{64} "):
+        generate(store, tmp_path / "out")
+
+
 def told(**changes: dict[str, Any]) -> list[str]:
     """Every problem of the job with some stages changed."""
     stages = {name: {**JOB.get(name, {}), **changes.get(name, {})} for name in JOB | changes}
@@ -219,6 +232,11 @@ MODEL = JOB["diffusion"]["model"]
             ["stages.generated.tokenizer: is other; diffusion learned the latents of base"],
         ),
         ({"generated": {"text": "other"}, "other": JOB["text"]}, ["stages.generated.text: is other; diffusion learned from text"]),
+        (
+            {"generated": {"beyond": False}},
+            ["stages.generated.frames: 13 are 3 chunks of 5; diffusion learned from clips of 2, 10 frames: ask for that many at most"],
+        ),
+        ({"generated": {"beyond": False, "frames": 10}}, []),
     ],
 )
 def test_what_cannot_work_is_refused_when_the_job_is_read(changes: dict[str, dict[str, Any]], starts: list[str]) -> None:

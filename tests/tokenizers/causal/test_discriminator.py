@@ -41,12 +41,32 @@ def test_lecam_is_zero_where_logits_stand_at_the_others_average_and_quadratic_be
 
 def test_lecam_averages_are_checkpointed_and_updated_without_gradient() -> None:
     lecam = Lecam()
-    for _ in range(2):
+    for step in (5, 6, 7):
+        lecam.begin(step)
         lecam.update(torch.full((2,), 3.0, requires_grad=True), torch.full((2,), -1.0))
-    expected = 1 - LECAM_DECAY**2
+    expected = 1 - LECAM_DECAY**2  # the last step joins when the next one begins
     assert lecam.real.item() == pytest.approx(3 * expected) and lecam.fake.item() == pytest.approx(-expected)
-    assert set(lecam.state_dict()) == {"real", "fake"} and not list(lecam.parameters())
+    assert set(lecam.state_dict()) == {"real", "fake", "step", "sums", "parts"} and not list(lecam.parameters())
     assert not lecam.real.requires_grad
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_lecam_sees_the_same_averages_however_a_step_is_divided(parts: int) -> None:
+    torch.manual_seed(0)
+    lecam, penalties = Lecam(), []
+    for step, (real, fake) in enumerate(torch.randn(6, 2, 8), start=1):
+        pieces = zip(real.chunk(parts), fake.chunk(parts), strict=True)
+        penalty = torch.zeros(())
+        for real_part, fake_part in pieces:
+            lecam.begin(step)
+            penalty = penalty + lecam(real_part, fake_part) / parts
+            lecam.update(real_part, fake_part)
+        penalties.append(penalty)
+    torch.manual_seed(0)
+    a_real, a_fake = torch.zeros(()), torch.zeros(())
+    for (real, fake), penalty in zip(torch.randn(6, 2, 8), penalties, strict=True):
+        torch.testing.assert_close(penalty, (real - a_fake).relu().square().mean() + (a_real - fake).relu().square().mean())
+        a_real, a_fake = a_real.lerp(real.mean(), 1 - LECAM_DECAY), a_fake.lerp(fake.mean(), 1 - LECAM_DECAY)
 
 
 def test_adaptive_weight_is_the_ratio_of_gradient_norms_at_the_layer() -> None:

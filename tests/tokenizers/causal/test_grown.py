@@ -15,6 +15,7 @@ from kinetok.tokenizers.causal.autoencoder import CausalTokenizer
 from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
 from kinetok.tokenizers.causal.layers import repeat_frames
 from kinetok.tokenizers.causal.rung import Rung
+from kinetok.tokenizers.causal.streaming import DecodeStream
 
 MakeVideo = Callable[..., torch.Tensor]
 
@@ -28,6 +29,9 @@ MODES: list[dict[str, object]] = [
     {"ada": "none"},
     {"cond": "spatial"},
     {"mix": "dual", "ada": "scale", "cond": "spatial"},
+    {"norm": "std"},
+    {"unfreeze_decoder": "last"},
+    {"unfreeze_decoder": "all"},
 ]
 """Every one with a key path."""
 ABLATIONS: list[dict[str, object]] = [{"key": False}, {"key": False, "ada": "none"}]
@@ -78,6 +82,41 @@ def test_without_a_key_path_the_key_features_do_nothing(base: CausalTokenizer) -
     assert not torch.equal(modulated(GrowthFeatures(full, key)), modulated(GrowthFeatures(full, key + 1)))
     with pytest.raises(ValidationError, match="nothing to concat"):
         GrownConfig(key=False, mix="concat")
+
+
+@pytest.mark.parametrize("mode", ABLATIONS, ids=str)
+def test_without_a_key_path_the_features_keep_their_amplitude(
+    base: CausalTokenizer, make_video: MakeVideo, mode: dict[str, object]
+) -> None:
+    """What is left out is the key path alone: at first u is every second step of the full-rate features, not a normalised one."""
+    grown, video = grow(base, mode), 0.1 * make_video(17)
+    torch.testing.assert_close(grown.features(video), base.features(video)[:, :, ::2], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("part", ["last", "all"])
+def test_an_unfrozen_decoder_is_a_copy_of_the_rungs_own(base: CausalTokenizer, make_video: MakeVideo, tmp_path: Path, part: str) -> None:
+    """What is trained above is what decodes, here, in a rung on top, in a stream and out of a folder; the rung below stays as it was."""
+    video, before = make_video(17), base.digest()
+    grown = shake(grow(base, {"unfreeze_decoder": part})).requires_grad_(False)
+    tokens = grown.encode(video)
+    moved = grown.decode(tokens)
+    with torch.no_grad():
+        grown.below[-1].to_pixels.bias.add_(0.25)
+    assert grown.digest() != before and base.digest() == before
+    assert (grown.decode_latent(tokens.values, 17) - moved).abs().max() > 0.2
+    top = grow(grown, {})
+    latent = top.encode(video)
+    repeated = grown.decode_features(repeat_frames(grown.heads.decoder_features(grown.encode(video[:, :, ::2]).values)))
+    torch.testing.assert_close(top.decode(latent), repeated.clamp(-1, 1), rtol=0, atol=1e-12)
+    stream = DecodeStream(grown)
+    pieces = torch.cat([stream.push(tokens.values[:, :, :1]), stream.push(tokens.values[:, :, 1:])], dim=2)
+    torch.testing.assert_close(pieces, grown.decode(tokens), rtol=0, atol=1e-11)
+    higher = shake(grow(grown, {"unfreeze_decoder": part}))
+    for model in (grown, higher):
+        model.save_pretrained(tmp_path / str(model.temporal))
+        again = load(tmp_path / str(model.temporal)).double()
+        torch.testing.assert_close(again.decode(again.encode(video)), model.decode(model.encode(video)), rtol=0, atol=1e-4)
+    assert len(higher.below) == (1 if part == "last" else 3)
 
 
 def test_modulation_by_position_moves_that_position_only(base: CausalTokenizer) -> None:

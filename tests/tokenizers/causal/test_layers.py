@@ -44,6 +44,16 @@ def test_group_kind_is_torchs_group_norm_of_each_frame() -> None:
         torch.testing.assert_close(norm(x)[:, :, frame], F.group_norm(x[:, :, frame], 2, eps=1e-6))
 
 
+def test_std_kind_divides_by_the_deviation_and_leaves_the_mean() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 3, 4, 4).double() + 5
+    y = FrameNorm(6, groups=2, kind="std").double()(x)
+    centred = FrameNorm(6, groups=2, kind="group").double()(x)
+    offset = (y - centred).unflatten(1, (2, 3))
+    torch.testing.assert_close(offset, offset.mean((2, 4, 5), keepdim=True).expand_as(offset))
+    assert offset.mean() > 3
+
+
 def test_rms_norm_keeps_the_mean_that_group_norm_removes() -> None:
     x = torch.full((1, 4, 1, 2, 2), 3.0)
     torch.testing.assert_close(FrameNorm(4, groups=1)(x), torch.ones_like(x))

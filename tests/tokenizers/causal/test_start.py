@@ -31,6 +31,18 @@ def test_an_untrained_model_is_a_blurred_copy(config: CausalConfig) -> None:
     assert clip_psnr(model.decode(model.encode(video)), video).item() > 25
 
 
+def test_a_start_at_random_is_torchs_own_throughout() -> None:
+    config = CausalConfig(channels=16, mult=(1, 2, 4), strides=((2, 1), (2, 2)), patch=4, blocks=1, groups=4)
+    assert "start" not in config.model_dump()
+    torch.manual_seed(0)
+    model, video = CausalTokenizer(config.model_copy(update={"start": "random"})), smooth_video()
+    assert clip_psnr(model.decode(model.encode(video)), video).item() < 15
+    for conv in (module for module in model.modules() if isinstance(module, torch.nn.Conv3d)):
+        bound = (conv.in_channels * conv.weight[0, 0].numel()) ** -0.5  # of torch's uniform initialisation
+        assert 0.9 * bound < conv.weight.abs().max() <= bound
+    assert model.config.model_dump()["start"] == "random"
+
+
 def test_with_every_coefficient_kept_nothing_is_lost() -> None:
     model = CausalTokenizer(CausalConfig(channels=12, mult=(1, 8), strides=((2, 2),), patch=2, blocks=1, z=96, groups=4))
     video = torch.rand(2, 3, 5, 8, 8) * 2 - 1

@@ -87,6 +87,16 @@ def test_memory_does_not_grow(shaken: GrownTokenizer, make_video: MakeVideo) -> 
     assert held[0] == held[1] == held[2] == held[3] > 0
 
 
+def test_a_finished_stream_takes_nothing_more(base: CausalTokenizer, make_video: MakeVideo) -> None:
+    stream = EncodeStream(base)
+    stream.push(make_video(6))
+    stream.finish()
+    for more in (lambda: stream.push(make_video(1)), stream.finish):
+        with pytest.raises(ValueError, match="finished after 6 frames: what follows them is a stream of its own"):
+            more()
+    assert stream.frames == 6
+
+
 def test_an_empty_stream_has_no_end(base: CausalTokenizer) -> None:
     with pytest.raises(ValueError, match="nothing was pushed"):
         EncodeStream(base).finish()

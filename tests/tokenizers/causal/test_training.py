@@ -19,7 +19,7 @@ from kinetok.tokenizers.base import Batch
 from kinetok.tokenizers.catalog import load, trainable
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.causal.discriminator import EPSILON
-from kinetok.tokenizers.causal.grown import GrownTokenizer
+from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
 from kinetok.tokenizers.causal.perceptual import Lpips
 from kinetok.tokenizers.causal.posterior import seeded_noise
 from kinetok.tokenizers.causal.rung import Rung
@@ -196,8 +196,33 @@ def test_the_discriminator_learns_from_the_reconstruction_alone_and_keeps_lecams
     torch.testing.assert_close(loss.detach(), figures["gan_d"] + GAN.lecam * figures["gan_lecam"])
     assert all(weight.grad is None for weight in base.parameters())
     assert all(weight.grad is not None for weight in discriminator.parameters())
+    discriminator(make_batch(), 3)
+    assert discriminator.lecam.real == 0, "a second micro-batch of the same step"
+    discriminator(make_batch(), 4)
     torch.testing.assert_close(discriminator.lecam.real, 0.01 * figures["gan_real"])
     assert {"lecam.real", "lecam.fake"} <= set(discriminator.state_dict())
+
+
+@pytest.mark.parametrize("player", ["autoencoder", "discriminator"])
+def test_what_is_decoded_while_training_is_a_sample_or_the_mean(base: CausalTokenizer, player: str) -> None:
+    """The seeds of a batch matter to a sample alone."""
+    batches = [make_batch(), make_batch() | {"seed_B": torch.tensor([7, 8, 9])}]
+    for posterior, noisy in (("sample", True), ("mode", False)):
+        torch.manual_seed(0)
+        objective = ReconstructionObjective.model_validate({"adversarial": GAN, "posterior": posterior})
+        losses = [RungTrainable(base.float(), objective).players[player](batch, 1)[0].item() for batch in batches[:1]]
+        torch.manual_seed(0)
+        losses += [RungTrainable(base.float(), objective).players[player](batch, 1)[0].item() for batch in batches[1:]]
+        assert (losses[0] != losses[1]) is noisy
+    assert "posterior" not in ReconstructionObjective().model_dump() and objective.model_dump()["posterior"] == "mode"
+
+
+@pytest.mark.parametrize("part", ["last", "all"])
+def test_the_adaptive_weight_is_found_where_an_unfrozen_decoder_makes_pixels(base: CausalTokenizer, part: str) -> None:
+    model = GrownTokenizer(GrownConfig.model_validate({"blocks": 1, "groups": 4, "unfreeze_decoder": part}), base)
+    layer = last_trained_layer(model)
+    assert layer.out_channels == base.decoder.to_pixels.out_channels and layer is not base.decoder.to_pixels
+    assert layer.weight.requires_grad and not base.decoder.to_pixels.weight.requires_grad
 
 
 def test_lpips_joins_loss_evaluation_and_frozen_modules_where_the_job_names_weights(base: CausalTokenizer, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.tokenizers.pretrained.conftest import RUNGS, TINY, Adapt, MakeModel, 
 from torch import Tensor
 
 from kinetok.tokenizers.base import Tokens, lower_stage
+from kinetok.tokenizers.card import CARD_FILE
 from kinetok.tokenizers.catalog import build, load
 from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
 from kinetok.tokenizers.causal.layers import repeat_frames
@@ -96,6 +97,22 @@ def test_normalised_latents_come_back(name: str, make_model: MakeModel, adapt: A
     torch.testing.assert_close(adapter.denormalise(adapter.normalise(latent)), latent)
 
 
+def test_wans_latents_are_normalised_as_its_pipeline_has_it(make_model: MakeModel, adapt: Adapt) -> None:
+    """diffusers' WanPipeline decodes latent * std + mean, with statistics of 16 channels that come with the class."""
+    adapter, latent = adapt(make_model("wan")), torch.randn(2, 16, 3, 2, 2)
+    normal = adapter.normalise(latent)
+    torch.testing.assert_close(normal[:, 0], (latent[:, 0] + 0.7571) / 2.8184)
+    torch.testing.assert_close(normal[:, 15], (latent[:, 15] + 0.2921) / 1.9160)
+    scaled = adapt(make_model("wan2.2"))
+    torch.testing.assert_close(scaled.normalise(torch.ones(1, 4, 2, 1, 1)), torch.full((1, 4, 2, 1, 1), 0.45))
+
+
+def test_cogvideox_latents_are_normalised_as_its_pipeline_has_it(make_model: MakeModel, adapt: Adapt) -> None:
+    """diffusers' CogVideoXPipeline decodes latent / scaling_factor."""
+    adapter, latent = adapt(make_model("cogvideox")), torch.randn(2, 4, 3, 2, 2)
+    torch.testing.assert_close(adapter.normalise(latent), latent * 1.15258426)
+
+
 @pytest.mark.parametrize("name", TINY)
 @torch.no_grad()
 def test_a_saved_model_is_the_same_model_whatever_its_address(
@@ -108,6 +125,9 @@ def test_a_saved_model_is_the_same_model_whatever_its_address(
     assert again.spec() == adapter.spec() and again.config == adapter.config
     assert torch.equal(again.encode(video).values, adapter.encode(video).values)
     assert str(tmp_path) not in (tmp_path / "again" / "config.json").read_text()
+    again.save_pretrained(tmp_path / "third")
+    cards = [(tmp_path / name / CARD_FILE).read_text() for name in ("again", "third")]
+    assert cards[0] == cards[1] and f"diffusers' `{adapter.class_name}`" in cards[0] and adapter.digest() in cards[0]
 
 
 @pytest.mark.parametrize("name", RUNGS)
