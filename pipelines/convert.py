@@ -70,7 +70,11 @@ def convert_language(agent: Path, language: Path, vocabulary: Path, out: Path, t
     opened.model.save_pretrained(out)
     note = "for a job alone: --tokenizer makes it one that can be asked"
     if tokens is not None:
-        (out / LANGUAGE_FILE).write_text(LanguageSpec(tokens=tokens, instructed=instructed).model_dump_json(indent=1), encoding="utf-8")
+        assert tokens.recipe is not None, "`_spoken` gives one"
+        # The released models learned pictures too, each as a clip of one frame.
+        pictures = tokens.model_copy(update={"recipe": tokens.recipe.model_copy(update={"frames": 1})})
+        spec = LanguageSpec(tokens=tokens, instructed=instructed, other=pictures)
+        (out / LANGUAGE_FILE).write_text(spec.model_dump_json(indent=1), encoding="utf-8")
         note = f"which speak the tokens of {tokenizer}"
     parameters = sum(parameter.numel() for parameter in opened.model.parameters())
     return Converted(out, parameters, {agent: opened.agent, language: opened.language}, note)

@@ -4,6 +4,7 @@
 model = VideoLM.open("tuned")           # the name of an artifact, a folder, or models:/name@alias
 model.ask("cat.mp4", "What does the cat do?")
 video = model.generate(["a red disc falls"], seeds=[0])       # (1, 3, T, H, W) in [-1, 1]
+image = model.generate(["a red disc"], seeds=[0], media="image")   # of a model that learned pictures too; T is 1
 parts = model.tell("A story of two discs", clips=3, seed=0)   # pairs of a text and its video
 ```
 
@@ -15,14 +16,16 @@ Legend: B videos or windows, C T H W colours, frames, rows, columns, N tokens of
 """
 
 import html
+import io
 import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from kinetok.infra.artifact import Store
@@ -35,13 +38,15 @@ from kinetok.llm.divot.sequences import ask, ask_clip
 from kinetok.llm.divot.vocabulary import Media
 from kinetok.pipelines.data.decode import decode_clips, measure
 from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec
+from kinetok.pipelines.data.language_tasks import DESCRIBE
 from kinetok.pipelines.data.reasons import BadVideo
 from kinetok.pipelines.data.token_shards import DTYPES, require_spec
+from kinetok.pipelines.data.token_videos import media_of
 from kinetok.pipelines.models import DEFAULT_STORE, MODEL, REGISTRY, STORE_VARIABLE, load, on_disk
 from kinetok.pipelines.own_tokenizer import own_tokenizer
 from kinetok.pipelines.report.panel import enlarged, mp4, pixels
 from kinetok.pipelines.tokens_shown import Shower
-from kinetok.tokenizers.base import CONFIG_FILE, DecodeRecipe, Tokenizer
+from kinetok.tokenizers.base import CONFIG_FILE, DecodeRecipe, Tokenizer, TokenSpec
 from kinetok.tokenizers.divot.ddim import SamplerConfig, timesteps
 from kinetok.tokenizers.divot.frames import window_starts
 from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
@@ -98,39 +103,53 @@ class VideoLM:
             weight.data = weight.data.to(DTYPES[dtype or ("bf16" if gpu else "fp32")])
         return cls(made.to(show.device), read, spec, show, None if own is None else f"{own.name}-{own.key}")
 
-    def ask(self, video: str | Path, question: str, *, decoding: Decoding | None = None, seed: int = 0) -> str:
-        """What the model answers to a question about a video or a picture. BadVideo where the file does not decode."""
+    def ask(self, video: str | Path, question: str = DESCRIBE, *, decoding: Decoding | None = None, seed: int = 0) -> str:
+        """What the model answers to a question about a video or a picture; one that was not tuned on instructions says its caption,
+        whatever is asked (`spec.instructed`). BadVideo where the file does not decode."""
         clips_CND, media = self.read(video)
-        prompt = ask(self.model.vocabulary, clips_CND, question, media=media)
+        prompt = ask(self.model.vocabulary, clips_CND, question, media=media, instructed=self.spec.instructed)
         return complete(self.model, [prompt], [seed], decoding or Decoding())[0].strip()
 
     @torch.no_grad()
     def read(self, video: str | Path) -> tuple[Tensor, Media]:
         """Tokens of the windows of a file, (windows, N, D), and what they are of. BadVideo where it does not decode."""
-        picture, window_BCTHW = look(video, self.spec.recipe)
+        picture, window_BCTHW = look(video, self.spec.recipe_of("video"), self.spec.recipe_of("image"))
         token_BND = self.tokenizer.encode(window_BCTHW.to(self.show.device)).values
         tokens_BND = torch.unflatten(token_BND.flatten(0, 1), 0, (-1, self.model.config.clip_tokens)).cpu()
-        return tokens_BND, "image" if picture else self.spec.media
+        return tokens_BND, "image" if picture else "video" if self.spec.other is not None else self.spec.media
 
-    def generate(self, prompts: Sequence[str], *, seeds: Sequence[int], variance_scale: float | None = None) -> Tensor:
-        """A video for each prompt, (B, 3, T, H, W) in [-1, 1].
+    def generate(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], variance_scale: float | None = None, media: Media | None = None
+    ) -> Tensor:
+        """A video for each prompt, (B, 3, T, H, W) in [-1, 1]; a picture is one of a single frame.
 
         `variance_scale` is of the variance of the tokens that are drawn, over the predicted one; None takes that of the model's head.
+        `media` is what to make; None makes what the model's first source was. ContractError where it learned no such clips.
         """
-        asked = [ask_clip(self.model.vocabulary, text, instructed=self.spec.instructed, media=self.spec.media) for text in prompts]
-        return self.show(list(make_clips(self.model, asked, seeds, media=self.spec.media, variance_scale=variance_scale)), seeds)
+        tokens = self.spec.of(media)
+        media = media_of(tokens)
+        asked = [ask_clip(self.model.vocabulary, text, instructed=self.spec.instructed, media=media) for text in prompts]
+        made_BND = make_clips(self.model, asked, seeds, media=media, variance_scale=variance_scale)
+        return self._shower(tokens)(list(made_BND), seeds)
 
     def tell(
         self, request: str, *, clips: int, seed: int = 0, decoding: Decoding | None = None, variance_scale: float | None = None
     ) -> list[tuple[str, Tensor]]:
         """A story of `clips` texts, each with its video (3, T, H, W)."""
-        parts = tell(self.model, request, clips=clips, seed=seed, decoding=decoding or Decoding(), variance_scale=variance_scale)
+        drawing: dict[str, Any] = {"variance_scale": variance_scale, "reread": self.spec.rereads}
+        parts = tell(self.model, request, clips=clips, seed=seed, decoding=decoding or Decoding(), **drawing)
         videos = self.show([part.token_ND for part in parts], [seed + number for number in range(clips)])
         return [(part.text.strip(), video_CTHW) for part, video_CTHW in zip(parts, videos, strict=True)]
 
     def mp4(self, video_CTHW: Tensor) -> bytes:
         """A video as a file."""
         return mp4(enlarged(pixels(video_CTHW)).numpy(), self.spec.recipe.fps)
+
+    def _shower(self, tokens: TokenSpec) -> Shower:
+        """What shows clips of this recipe."""
+        if tokens.recipe == self.show.recipe:
+            return self.show
+        return Shower(self.tokenizer, tokens, Resources(gpus=1.0 if self.show.device.type == "cuda" else 0.0), self.show.sampler)
 
 
 def story_page(model: VideoLM, request: str, parts: Sequence[tuple[str, Tensor]]) -> str:
@@ -143,13 +162,21 @@ def _player(data: bytes) -> str:
     return f'<video src="data:video/mp4;base64,{b64encode(data).decode()}" autoplay muted loop playsinline></video>'
 
 
-def look(video: str | Path, recipe: DecodeRecipe) -> tuple[bool, Tensor]:
+def png(video_CTHW: Tensor) -> bytes:
+    """The first frame as a file."""
+    file = io.BytesIO()
+    Image.fromarray(enlarged(pixels(video_CTHW)).numpy()[0]).save(file, "PNG")
+    return file.getvalue()
+
+
+def look(video: str | Path, recipe: DecodeRecipe, pictures: DecodeRecipe | None = None) -> tuple[bool, Tensor]:
     """Whether a file is a picture, which has one frame, and its windows (B, 3, T, H, W) in [-1, 1]; BadVideo where it does not decode.
 
     The file is decoded twice: what a container declares of its duration may be wrong or missing. A picture is a window of one frame, which
-    the tokenizer repeats.
+    the tokenizer repeats; `pictures` is how large, where that differs.
     """
     length = measure(video)
+    recipe = pictures if pictures is not None and length.frames == 1 else recipe
     frames, rate = (1, recipe.fps) if length.frames == 1 else (recipe.frames, recipe.fps)
     total = length.at(rate)
     starts = [start / rate for start in window_starts(total, frames)]
@@ -160,17 +187,18 @@ def look(video: str | Path, recipe: DecodeRecipe) -> tuple[bool, Tensor]:
     return length.frames == 1, window_BTHWC.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
-def answer(model: VideoLM, video: str, question: str, decoding: Decoding, seed: int) -> str:
+def answer(model: VideoLM, video: str, question: str | None, decoding: Decoding, seed: int) -> str:
     """What `kinetok ask` prints; ConfigError where the file is no video and no picture."""
     try:
-        return model.ask(video, question, decoding=decoding, seed=seed)
+        return model.ask(video, question or DESCRIBE, decoding=decoding, seed=seed)
     except BadVideo as error:
         raise ConfigError(f"{video} {error.message}") from error
 
 
-def generate_video(model: VideoLM, prompt: str, out: Path, seed: int, variance_scale: float | None) -> None:
-    """Write what `kinetok generate` makes."""
-    out.write_bytes(model.mp4(model.generate([prompt], seeds=[seed], variance_scale=variance_scale)[0]))
+def generate_video(model: VideoLM, prompt: str, out: Path, seed: int, variance_scale: float | None, media: Media | None) -> None:
+    """Write what `kinetok generate` makes: of one frame a PNG, unless `out` is to be an mp4."""
+    video_CTHW = model.generate([prompt], seeds=[seed], variance_scale=variance_scale, media=media)[0]
+    out.write_bytes(png(video_CTHW) if video_CTHW.shape[1] == 1 and out.suffix != ".mp4" else model.mp4(video_CTHW))
 
 
 def tell_story(

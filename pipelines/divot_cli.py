@@ -67,7 +67,7 @@ def convert_language(agent: Path, language: Path, vocabulary: Path, out: Path, t
 
 @click.command()
 @click.argument("video", type=click.Path(exists=True, dir_okay=False))
-@click.argument("question")
+@click.argument("question", required=False)
 @_language
 @_tokenizer
 @_temperature
@@ -75,12 +75,18 @@ def convert_language(agent: Path, language: Path, vocabulary: Path, out: Path, t
 @_max_tokens
 @_dtype
 @_seed
-def ask(video: str, question: str, model: str, tokenizer: str | None, seed: int, dtype: str | None, **decoding: float) -> None:
-    """Answer a question about a video or a picture."""
+def ask(video: str, question: str | None, model: str, tokenizer: str | None, seed: int, dtype: str | None, **decoding: float) -> None:
+    """Answer a question about a video or a picture, or describe it where there is none.
+
+    A model that was not tuned on instructions knows no questions: it says a caption.
+    """
     from kinetok.llm.divot.generation import Decoding
     from kinetok.pipelines.divot import answer
 
-    click.echo(answer(_video_lm(model, tokenizer, dtype=dtype), video, question, Decoding.model_validate(decoding), seed))
+    opened = _video_lm(model, tokenizer, dtype=dtype)
+    if question is not None and not opened.spec.instructed:
+        click.echo("the model was not tuned on instructions: this is its caption, and no answer to the question", err=True)
+    click.echo(answer(opened, video, question, Decoding.model_validate(decoding), seed))
 
 
 @click.command()
@@ -93,12 +99,24 @@ def ask(video: str, question: str, model: str, tokenizer: str | None, seed: int,
 @_variance
 @_dtype
 @_seed
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="video.mp4", show_default=True)
-def generate(prompt: str, model: str, tokenizer: str | None, seed: int, out: Path, variance_scale: float | None, **opening: Any) -> None:
-    """Make a video of a prompt."""
+@click.option("--image", is_flag=True, help="A picture, of a model that learned some beside videos.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Default: video.mp4, or image.png.")
+def generate(
+    prompt: str,
+    model: str,
+    tokenizer: str | None,
+    seed: int,
+    image: bool,
+    out: Path | None,
+    variance_scale: float | None,
+    **opening: Any,
+) -> None:
+    """Make a video of a prompt, or a picture."""
     from kinetok.pipelines.divot import generate_video
 
-    generate_video(_video_lm(model, tokenizer, **opening), prompt, out, seed, variance_scale)
+    opened = _video_lm(model, tokenizer, **opening)
+    out = out or Path("image.png" if image or opened.spec.media == "image" else "video.mp4")
+    generate_video(opened, prompt, out, seed, variance_scale, "image" if image else None)
     click.echo(out)
 
 

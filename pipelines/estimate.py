@@ -211,7 +211,7 @@ def _language(stage: Language, stages: Stages, resources: "Resources") -> "tuple
     from kinetok.llm.divot.collate import collate
     from kinetok.llm.divot.language import outline_language
     from kinetok.llm.divot.model import DivotLM
-    from kinetok.llm.divot.sequences import depict, describe
+    from kinetok.llm.divot.sequences import depict, describe, narrate
     from kinetok.llm.divot.training import DivotLMTrainable
     from kinetok.llm.divot.vocabulary import Vocabulary
 
@@ -221,7 +221,10 @@ def _language(stage: Language, stages: Stages, resources: "Resources") -> "tuple
     for task in stage.tasks:
         most = min(getattr(task, "clips", 1), max(1, (task.limit - CAPTION - 4) // room))
         clips_CND = torch.zeros(most, config.clip_tokens, config.token_width)
-        if isinstance(task, Generation | Storytelling):
+        if isinstance(task, Storytelling):
+            parts = [("x" * CAPTION, clips_CND[:1])] * task.clips
+            samples.append(narrate(vocabulary, "x" * CAPTION, parts, limit=task.limit, reread=task.reread))
+        elif isinstance(task, Generation):
             samples.append(depict(vocabulary, "x" * CAPTION, clips_CND, limit=task.limit))
         else:
             samples.append(describe(vocabulary, clips_CND, "x" * CAPTION, limit=task.limit))

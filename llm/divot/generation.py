@@ -5,6 +5,10 @@ their queries, or token by token from an autoregressive model; the decoder of th
 ids left out. All that is drawn comes from the seeds given, one a prompt; a prompt's answer does not depend on its batch beyond rounding.
 The official code lets the model say the tag that opens a clip; here it is put, so that a request for a clip always gets one.
 
+What follows a clip that was made of queries sees the queries, which are the same whatever was drawn of them: the rest of a story does not
+know the clip, only the texts, as in the published model. `tell(..., reread=True)` shows it the drawn clip, for a model that was trained so
+(`sequences.narrate`); one that makes clips token by token reads each anyway.
+
 Not covered: beam search, penalties, the de-tokenizer.
 
 Legend: B prompts, K draws, L positions, N tokens of a clip, D token width, P width of what a head draws from, W width of the language
@@ -20,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from kinetok.llm.divot.mask import PADDING, QUERY, TEXT
+from kinetok.llm.divot.mask import PADDING, QUERY, READ, TEXT
 from kinetok.llm.divot.model import DivotLM
 from kinetok.llm.divot.sequences import Packed, ask_story
 from kinetok.llm.divot.vocabulary import Media
@@ -88,9 +92,12 @@ def draw_clips(
 
 @torch.no_grad()
 def tell(
-    model: DivotLM, request: str, *, clips: int, seed: int, decoding: Decoding, variance_scale: float | None = None
+    model: DivotLM, request: str, *, clips: int, seed: int, decoding: Decoding, variance_scale: float | None = None, reread: bool = False
 ) -> list[StoryPart]:
-    """A story of `clips` texts, each with its clip. A text ends where the model opens a clip, at the latest at `decoding.max_tokens`."""
+    """A story of `clips` texts, each with its clip. A text ends where the model opens a clip, at the latest at `decoding.max_tokens`.
+
+    `reread` shows each clip to the model before it goes on, as it was trained where its stories had `reread`.
+    """
     vocabulary = model.vocabulary
     stream, draws, parts = Stream(model, [ask_story(vocabulary, request)]), Draws([seed]), []
     # The clip's tag is what ends a text; nothing else that is visual may be said, and not the end.
@@ -99,6 +106,8 @@ def tell(
         (ids,) = stream.say(draws, decoding, banned=banned, stop=vocabulary.begin_video)
         token_BND = stream.make_clip([nth_seed(seed, number + 1)], "video", variance_scale)
         stream.close_clip("video")
+        if reread:
+            stream.show_clip(token_BND, "video")
         parts.append(StoryPart(vocabulary.decode(ids), token_BND[0]))
     return parts
 
@@ -175,6 +184,14 @@ class Stream:
         """Read the tags that end a clip."""
         self._read_row([self.model.vocabulary.end_frame, self.model.vocabulary.tags(media)[1]], [TEXT, TEXT])
 
+    def show_clip(self, token_BND: Tensor, media: Media) -> None:
+        """Read a clip, with its tags, as one that is shown."""
+        opening, closing = self.model.vocabulary.tags(media)
+        places = self.model.vocabulary.frames[: token_BND.shape[1]]
+        ids = [opening, self.model.vocabulary.begin_frame, *places, self.model.vocabulary.end_frame, closing]
+        codes = [TEXT, TEXT, *[READ] * len(places), TEXT, TEXT]
+        self._read_row(ids, codes, token_BND)
+
     def _token_by_token(self, seeds: Sequence[int], variance_scale: float | None) -> Tensor:
         """Each token from what was said before it, then read."""
         token_B1D = []
@@ -185,13 +202,15 @@ class Stream:
             self.last_BW = self._go_on(self.model.project(token_B1D[-1]), code_B1)[:, -1]
         return torch.cat(token_B1D, dim=1)
 
-    def _read_row(self, ids: list[int], codes: list[int]) -> Tensor:
-        """The same ids after every prompt."""
+    def _read_row(self, ids: list[int], codes: list[int], read_BND: Tensor | None = None) -> Tensor:
+        """The same ids after every prompt; `read_BND` stands at those whose code says so."""
         rows = len(self.codes_BL)
-        return self._read_ids(torch.tensor([ids] * rows), torch.tensor([codes] * rows))
+        return self._read_ids(torch.tensor([ids] * rows), torch.tensor([codes] * rows), read_BND)
 
-    def _read_ids(self, ids_BL: Tensor, codes_BL: Tensor) -> Tensor:
+    def _read_ids(self, ids_BL: Tensor, codes_BL: Tensor, read_BND: Tensor | None = None) -> Tensor:
         batch = {"ids_BL": ids_BL.to(self.device), "codes_BL": codes_BL.to(self.device)}
+        if read_BND is not None:
+            batch["read_BND"] = read_BND.to(self.device)
         hidden_BLW = self._go_on(self.model.embed(batch), batch["codes_BL"])
         self.last_BW = hidden_BLW[:, -1]
         return hidden_BLW

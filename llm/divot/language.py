@@ -80,7 +80,7 @@ def build_language(config: LanguageConfig) -> "tuple[PreTrainedModel, Vocabulary
     """The model, with rows for the visual tokens, and its vocabulary."""
     vocabulary = read_vocabulary(config)
     if isinstance(config, PretrainedLanguage):
-        return _pretrained(config.path, rows=len(vocabulary)), vocabulary
+        return _pretrained(config.path, vocabulary), vocabulary
     return _untrained(config, vocabulary), vocabulary
 
 
@@ -125,7 +125,7 @@ def _from_config(config: "PretrainedConfig") -> "PreTrainedModel":
     return model
 
 
-def _pretrained(path: str, rows: int) -> "PreTrainedModel":
+def _pretrained(path: str, vocabulary: Vocabulary) -> "PreTrainedModel":
     """Weights come from safetensors alone, and all of them must be there."""
     from transformers import AutoModelForCausalLM
 
@@ -140,7 +140,7 @@ def _pretrained(path: str, rows: int) -> "PreTrainedModel":
     scaled = [name for name in LOGIT_SCALES if getattr(text, name, None) not in (None, 1.0)]
     if scaled:
         raise ValueError(f"{path} changes its logits after the output layer ({scaled[0]}), which is not covered: name another model")
-    grow_vocabulary(model, rows)
+    grow_vocabulary(model, vocabulary)
     return model
 
 
@@ -170,16 +170,22 @@ def _untrained(config: UntrainedLanguage, vocabulary: Vocabulary) -> "PreTrained
 
 
 @torch.no_grad()
-def grow_vocabulary(model: "PreTrainedModel", rows: int) -> None:
-    """Give the embedding and the output layer at least `rows` rows; new ones start from the mean of the old (`HEAD_SCALE`)."""
-    old = embedding(model).num_embeddings
-    if rows <= old:
+def grow_vocabulary(model: "PreTrainedModel", vocabulary: Vocabulary) -> None:
+    """Give the embedding and the output layer a row for every id; those of added ids start from the mean of the others (`HEAD_SCALE`).
+
+    A table may have had rows to spare, which stand for no id and of which nothing was learned: they count for nothing, and an added id that
+    takes one of them starts as any other.
+    """
+    if len(vocabulary) > embedding(model).num_embeddings:
+        model.resize_token_embeddings(len(vocabulary), mean_resizing=False)
+    if not vocabulary.added:
         return
-    model.resize_token_embeddings(rows, mean_resizing=False)
     table, head = embedding(model).weight, output_layer(model).weight
-    table[old:] = table[:old].mean(0)
+    old = torch.ones(len(vocabulary), dtype=torch.bool)
+    old[vocabulary.added] = False
+    table[vocabulary.added] = table[: len(old)][old].mean(0)
     if head is not table:
-        head[old:] = HEAD_SCALE * head[:old].mean(0)
+        head[vocabulary.added] = HEAD_SCALE * head[: len(old)][old].mean(0)
 
 
 def tune(model: "PreTrainedModel", lora: LoRAConfig | None) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kinetok.llm.divot.language import PretrainedLanguage, empty_language
+from kinetok.llm.divot.language import PretrainedLanguage, embedding, empty_language
 from kinetok.llm.divot.model import DivotLM, DivotLMConfig
 from kinetok.llm.divot.vocabulary import Vocabulary
 from kinetok.tokenizers.divot.checkpoints import LoadReport, compare, read_state
@@ -62,9 +62,24 @@ def load_state(model: DivotLM, state: Mapping[str, Tensor], parts: tuple[str, ..
 
 
 def open_official(agent: Path, language: Path, tokenizer: Path) -> Released:
-    """The released model: the agent's file, the merged language model's folder, and that of the tokenizer of its text."""
+    """The released model: the agent's file, the merged language model's folder, and that of the tokenizer of its text.
+
+    ValueError where that one lacks visual tokens: which row of the model is whose is written nowhere else.
+    """
     config = DivotLMConfig(language=PretrainedLanguage(path=str(language)))
-    model = DivotLM(config, empty_language(language), Vocabulary.from_pretrained(tokenizer))
+    vocabulary, stock = Vocabulary.from_pretrained(tokenizer), empty_language(language)
+    rows = embedding(stock).num_embeddings
+    if vocabulary.added or len(vocabulary) > rows:
+        wrong = (
+            f"lacks {len(vocabulary.added)} of the {len(vocabulary.visual)} visual tokens"
+            if vocabulary.added
+            else f"has ids up to {len(vocabulary) - 1}, the model {rows} rows"
+        )
+        raise ValueError(
+            f"the vocabulary at {tokenizer} {wrong}, so that its ids are not those the model was trained with: name the tokenizer folder "
+            "that was released beside the model (cvlm_mistral_instruct_tokenizer), not that of its base"
+        )
+    model = DivotLM(config, stock, vocabulary)
     read = load_state(model, read_state(agent), tuple(PARTS.values()))
     return Released(model.eval(), read, load_state(model, read_folder(language), (LANGUAGE,)))
 

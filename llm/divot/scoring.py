@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kinetok.llm.divot.collate import collate
 from kinetok.llm.divot.model import DivotLM
-from kinetok.llm.divot.sequences import answer
+from kinetok.llm.divot.sequences import answer, describe
 from kinetok.llm.divot.vocabulary import Media
 from kinetok.tokenizers.base import Batch
 
@@ -63,9 +63,21 @@ class Costs:
 
 
 @torch.no_grad()
-def cost(model: DivotLM, clips_CND: Tensor, question: str, options: Sequence[str], *, limit: int, media: Media = "video") -> Costs:
-    """Of each option as the answer to a question about the clips."""
-    samples = [answer(model.vocabulary, clips_CND, [(question, option)], limit=limit, media=media) for option in options]
+def cost(
+    model: DivotLM,
+    clips_CND: Tensor,
+    question: str,
+    options: Sequence[str],
+    *,
+    limit: int,
+    media: Media = "video",
+    instructed: bool = True,
+) -> Costs:
+    """Of each option as the answer to a question about the clips, or of a model that was not instruction-tuned as their caption."""
+    if instructed:
+        samples = [answer(model.vocabulary, clips_CND, [(question, option)], limit=limit, media=media) for option in options]
+    else:
+        samples = [describe(model.vocabulary, clips_CND, option, limit=limit, media=media) for option in options]
     device = next(model.parameters()).device
     batch: Batch = {name: tensor.to(device) for name, tensor in collate(samples, [0] * len(samples)).items()}
     losses = model(batch)

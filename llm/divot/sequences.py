@@ -10,7 +10,9 @@ projected tokens, a written one's are queries. Every function here maps text and
     follow      [INST] request, video       learn the video             instruction tuning, generation
     narrate     [INST] request, (text, video) ...   learn texts and videos      storytelling
 
-The phrases of `follow` are our own. Not covered: batches (`collate.py`), which samples there are, and in what mixture.
+What has no room is cut: text at its end, never the marks around it. After learned text that was cut no end is learned, nor is the tag
+of a clip: a model would learn to stop in the middle. The phrases of `follow` are our own. Not covered: batches (`collate.py`), which
+samples there are, and in what mixture.
 
 Legend: L positions, C clips, N tokens of a clip, D token width.
 """
@@ -79,7 +81,8 @@ def depict(vocabulary: Vocabulary, caption: str, clips_CND: Tensor, *, limit: in
 
 
 def answer(vocabulary: Vocabulary, clips_CND: Tensor, turns: Sequence[tuple[str, str]], *, limit: int, media: Media = "video") -> Packed:
-    """Questions about the clips with their answers; the clips stand in the first. Turns that `limit` has no room for are left out."""
+    """Questions about the clips with their answers; the clips stand in the first. Turns that `limit` has no room for are left out; of the
+    first, the question is cut, and where the answer is long, that too: it then has half of the room."""
     draft = Draft(vocabulary, limit).begin()
     for number, (question, reply) in enumerate(turns):
         before, after = vocabulary.encode("\n[INST] " if number else "[INST] "), vocabulary.encode(f"{question} [/INST]\n")
@@ -89,6 +92,10 @@ def answer(vocabulary: Vocabulary, clips_CND: Tensor, turns: Sequence[tuple[str,
         draft.text(before)
         if not number:
             draft.read(clips_CND, media)
+            room = draft.room - 1 - min(len(reply_ids), draft.room // 2)
+            if len(after) > room:
+                closing = vocabulary.encode(" [/INST]\n")
+                after = [*vocabulary.encode(question)[: max(room - len(closing), 0)], *closing]
         draft.text(after).text(reply_ids, learned=True, room=1)
     return draft.end()
 
@@ -100,15 +107,20 @@ def follow(vocabulary: Vocabulary, caption: str, clips_CND: Tensor, *, limit: in
     return draft.write(clips_CND, media, learned=True).end()
 
 
-def narrate(vocabulary: Vocabulary, request: str, parts: Sequence[tuple[str, Tensor]], *, limit: int) -> Packed:
-    """A request, then pairs of a text and the clip (1, N, D) it tells of; pairs that `limit` has no room for are left out."""
+def narrate(vocabulary: Vocabulary, request: str, parts: Sequence[tuple[str, Tensor]], *, limit: int, reread: bool = False) -> Packed:
+    """A request, then pairs of a text and the clip (1, N, D) it tells of; pairs that `limit` has no room for are left out, and no end is
+    learned then. `reread` shows every clip to the model once it was made, for what follows to know it."""
     draft = Draft(vocabulary, limit).begin()
-    draft.instruct(request, room=_places(parts[0][1]) + 2)
+    places = _places(parts[0][1]) * (2 if reread else 1)
+    draft.instruct(request, room=places + 2)
     for number, (text, clip_CND) in enumerate(parts):
         ids = vocabulary.encode(text)
-        if number and draft.room < len(ids) + _places(clip_CND) + 1:
+        if number and draft.room < len(ids) + places + 1:
+            draft.cut = True
             break
-        draft.text(ids, learned=True, room=_places(clip_CND) + 1).write(clip_CND, "video", learned=True)
+        draft.text(ids, learned=True, room=places + 1).write(clip_CND, "video", learned=True)
+        if reread:
+            draft.read(clip_CND, "video")
     return draft.end()
 
 
@@ -117,15 +129,17 @@ def ask_caption(vocabulary: Vocabulary, clips_CND: Tensor, *, media: Media = "vi
     return Draft(vocabulary).begin().read(clips_CND, media).prompt()
 
 
-def ask(vocabulary: Vocabulary, clips_CND: Tensor, question: str, *, media: Media = "video") -> Packed:
-    """The beginning of `answer`."""
+def ask(vocabulary: Vocabulary, clips_CND: Tensor, question: str, *, media: Media = "video", instructed: bool = True) -> Packed:
+    """The beginning of `answer`, or for a model that was not instruction-tuned, which knows no questions, `ask_caption`."""
+    if not instructed:
+        return ask_caption(vocabulary, clips_CND, media=media)
     draft = Draft(vocabulary).begin().text(vocabulary.encode("[INST] ")).read(clips_CND, media)
     return draft.text(vocabulary.encode(f"{question} [/INST]\n")).prompt()
 
 
-def template(vocabulary: Vocabulary, *, media: Media = "video") -> str:
+def template(vocabulary: Vocabulary, *, media: Media = "video", instructed: bool = True) -> str:
     """What `ask` makes of a question about one clip, in letters: `{question}`, and `{tokens}` where the clip's tokens stand."""
-    prompt = ask(vocabulary, torch.zeros(1, 1, 1), "{question}", media=media)
+    prompt = ask(vocabulary, torch.zeros(1, 1, 1), "{question}", media=media, instructed=instructed)
     runs = groupby(zip(prompt.ids_L, prompt.codes_L, strict=True), key=lambda position: position[1])
     return "".join("{tokens}" if code == READ else vocabulary.spelt([number for number, _ in run]) for code, run in runs)
 
@@ -161,6 +175,8 @@ class Draft:
         self.codes: list[int] = []
         self.labels: list[int] = []
         self.clips: dict[int, list[Tensor]] = {READ: [], QUERY: []}
+        self.cut = False
+        """Whether what is learned last is not whole."""
 
     @property
     def room(self) -> int:
@@ -176,6 +192,7 @@ class Draft:
         kept = ids[: max(self.room - room, 0)]
         if ids and not kept:
             raise ValueError(f"a limit of {self.limit} positions leaves no room for the text: raise it, or give fewer clips")
+        self.cut = learned and len(kept) < len(ids)
         return self._put(kept, learned=learned)
 
     def instruct(self, request: str, *, room: int = 0) -> Self:
@@ -192,8 +209,8 @@ class Draft:
         return self._clips(clips_CND, QUERY, media, learned=learned)
 
     def end(self) -> Packed:
-        """The finished sample; its end is learned."""
-        return self._put([self.vocabulary.eos], learned=True).prompt()
+        """The finished sample; its end is learned where nothing before it was cut."""
+        return self._put([self.vocabulary.eos], learned=not self.cut).prompt()
 
     def prompt(self) -> Packed:
         """The sample as it is, to be gone on with. ValueError where it is longer than the limit."""
@@ -207,7 +224,8 @@ class Draft:
             raise ValueError(f"clips are (clips, 1 to {MOST_TOKENS} tokens, width), not {tuple(clips_CND.shape)}")
         opening, closing = self.vocabulary.tags(media)
         self.clips[code].append(clips_CND)
-        self._put([opening], learned=learned)
+        self._put([opening], learned=learned and not self.cut)
+        self.cut = False
         for _ in clips_CND:
             self._put([self.vocabulary.begin_frame])
             self._put(self.vocabulary.frames[: clips_CND.shape[1]], code=code)

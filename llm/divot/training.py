@@ -4,12 +4,12 @@
 
 each a mean over what a batch has of it. One objective serves pre-training, both kinds of instruction tuning and storytelling: they
 differ in their sequences, in what is frozen, and in the model that they start from. Batches come from `collate`: tokens and text,
-never pixels. LoRA's dropout is the one thing that is not drawn by a sample's own seed.
+never pixels; `task_B` says which task a sample is of. LoRA's dropout is the one thing that is not drawn by a sample's own seed.
 
 Legend: B samples, M labels of a sample, N written tokens of a sample.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -27,6 +27,9 @@ from kinetok.tokenizers.card import CARD_FILE
 PLAYER = "divot_lm"
 BASE = "base"
 """Name of what adapters leave frozen."""
+TASK = "task_B"
+RAW = ("lm_nats", "lm_labels", "head_sum", "writing")
+"""Last parts of the names of figures that `conclude` makes others of, and that say little by themselves."""
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -83,11 +86,21 @@ class FrozenPart(nn.Module):
 class DivotLMTrainable:
     """A Divot-LLM as the training loop takes it."""
 
-    def __init__(self, model: DivotLM, objective: DivotLMObjective, *, checkpointing: bool = False, watched: bool = True) -> None:
-        """`checkpointing` computes each layer twice instead of keeping what is inside it: less memory, the same numbers. Under ZeRO-3,
-        whose ranks hold pieces of a weight, what is frozen cannot be `watched`.
+    def __init__(
+        self,
+        model: DivotLM,
+        objective: DivotLMObjective,
+        *,
+        tasks: tuple[str, ...] = (),
+        checkpointing: bool = False,
+        watched: bool = True,
+    ) -> None:
+        """`tasks` are the names of what batches call tasks 0, 1, ...: validation figures are told of each. `checkpointing` computes each
+        layer twice instead of keeping what is inside it: less memory, the same numbers. Under ZeRO-3, whose ranks hold pieces of a weight,
+        what is frozen cannot be `watched`.
         """
-        self.model, self.objective = model, objective
+        self.model, self.objective, self.tasks = model, objective, tasks
+        self.marks = torch.tensor([*model.vocabulary.visual, model.vocabulary.eos])
         tune(model.llm, objective.lora)
         if objective.frozen is not None:
             model.get_submodule(objective.frozen).requires_grad_(False)
@@ -102,25 +115,31 @@ class DivotLMTrainable:
         return True
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        """Per-sample figures, each (B,).
+        """Per-sample figures, each (B,): `lm_loss`, the mean over a sample's labels, and those of `RAW`, of all samples and, under its
+        name, of every task; the others' samples count as 0 there.
 
-        `lm_loss` is the mean over a sample's labels; `lm_nats` and `lm_labels` are what `conclude` wants. `head_loss` is 0 for samples that
-        write nothing: divide its mean by that of `writing`.
+        `lm_nats` and `lm_labels` are of samples that learn words. One that makes a clip and learns tags and its end alone has no
+        part in a perplexity: those are said after every clip.
         """
-        losses = self.model(batch)
+        losses, label_BM = self.model(batch), batch["label_BM"]
         nats_B, labels_B, written_B = losses.text_BM.sum(1), losses.labelled_BM.sum(1), losses.written_BN.sum(1)
-        return {
-            "lm_loss": nats_B / labels_B.clamp(min=1),
-            "lm_nats": nats_B,
-            "lm_labels": labels_B.float(),
-            "head_loss": losses.head_BN.sum(1) / written_B.clamp(min=1),
+        words_B = (losses.labelled_BM & ~torch.isin(label_BM, self.marks.to(label_BM.device))).any(1)
+        raw = {
+            "lm_nats": torch.where(words_B, nats_B, 0.0),
+            "lm_labels": torch.where(words_B, labels_B, 0).float(),
+            "head_sum": losses.head_BN.sum(1) / written_B.clamp(min=1),
             "writing": (written_B > 0).float(),
         }
+        figures = {"lm_loss": nats_B / labels_B.clamp(min=1), **raw}
+        for number, task in enumerate(self.tasks):
+            own_B = batch[TASK] == number
+            figures |= {f"{task}/{name}": torch.where(own_B, values_B, 0.0) for name, values_B in raw.items()}
+        return figures
 
     def conclude(self, means: Mapping[str, float]) -> dict[str, float]:
-        """`perplexity` per label, over all labels of all samples alike; infinite where it is past a float."""
-        nats = torch.tensor(means["lm_nats"] / max(means["lm_labels"], 1e-9), dtype=torch.float64)
-        return {"perplexity": nats.exp().item()}
+        """Of all tasks and of each: `perplexity` per label of samples that learn words, all labels alike, infinite where it is past a
+        float; `head_loss`, the mean over samples that make a clip. Of what has no such samples there is none."""
+        return {name: value for part in ("", *(f"{task}/" for task in self.tasks)) for name, value in _concluded(means, part)}
 
     def digest(self, module: nn.Module) -> str:
         """Digest of a module's weights, of a `FrozenPart` those that it stands for."""
@@ -130,3 +149,11 @@ class DivotLMTrainable:
         """Save the model, its adapters merged; its card names the objective."""
         self.model.save_pretrained(folder)
         (folder / CARD_FILE).write_text(language_card(self.model, self.objective))
+
+
+def _concluded(means: Mapping[str, float], part: str) -> Iterator[tuple[str, float]]:
+    if means[f"{part}lm_labels"]:
+        nats = torch.tensor(means[f"{part}lm_nats"] / means[f"{part}lm_labels"], dtype=torch.float64)
+        yield f"{part}perplexity", nats.exp().item()
+    if means[f"{part}writing"]:
+        yield f"{part}head_loss", means[f"{part}head_sum"] / means[f"{part}writing"]

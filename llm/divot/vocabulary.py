@@ -28,6 +28,8 @@ class Vocabulary:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """ValueError where the tokenizer marks no beginning and end of a sequence."""
         visual = [*TAGS, *(f"<frame_{index:05d}>" for index in range(MOST_TOKENS))]
+        known = tokenizer.get_vocab().keys()
+        lacking = [token for token in visual if token not in known]
         tokenizer.add_tokens(visual, special_tokens=True)
         if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
             raise ValueError(
@@ -40,6 +42,8 @@ class Vocabulary:
         found = [ids for token in visual if isinstance(ids := tokenizer.convert_tokens_to_ids(token), int)]
         self.begin_image, self.end_image, self.begin_video, self.end_video, self.begin_frame, self.end_frame = found[: len(TAGS)]
         self.frames = found[len(TAGS) :]
+        self.added: list[int] = [number for token, number in zip(visual, found, strict=True) if token in set(lacking)]
+        """Visual ids that the tokenizer lacked: nothing was learned of them yet."""
 
     def __len__(self) -> int:
         """Rows that an embedding needs."""
@@ -51,7 +55,7 @@ class Vocabulary:
 
     @property
     def visual(self) -> list[int]:
-        """Every added id."""
+        """The ids of all visual tokens."""
         return [self.begin_image, self.end_image, self.begin_video, self.end_video, self.begin_frame, self.end_frame, *self.frames]
 
     def encode(self, text: str) -> list[int]:

@@ -7,7 +7,7 @@ language model. Not covered: what is made of the clips (`language_feed.py`).
 Legend: U videos, R rows, C clips, N tokens of a clip, D token width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -71,18 +71,45 @@ class TokenVideos:
         end = self.first_U[video + 1] if video + 1 < len(self) else len(self.row_R)
         return self.row_R[self.first_U[video] : end]
 
+    def find(self, names: Collection[str]) -> dict[str, NDArray[np.int64]]:
+        """Rows of the clips of each name that is a video's or a clip's id; names that are neither are left out."""
+        wanted = set(names)
+        found = {name: self.rows(video) for video, name in enumerate(self.names) if name in wanted}
+        if others := sorted(wanted - found.keys()):
+            ids = self.shards.rows["id"].take(pa.array(self.row_R))
+            at = pc.index_in(pa.array(others, pa.string()), value_set=ids).to_pylist()
+            found |= {name: self.row_R[[place]] for name, place in zip(others, at, strict=True) if place is not None}
+        return found
+
     def by_shard(self, videos: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """`videos` in groups of the shard that their first clip is in; none where there are no videos."""
+        """Places in `videos`, which are in order, in groups of the shard that their first clip is in; none where there are no videos."""
         shard = self.shards.rows["shard"].to_numpy()[self.row_R[self.first_U[videos]]]
-        return [group for group in np.split(videos, np.flatnonzero(np.diff(shard)) + 1) if len(group)]
+        return [group for group in np.split(np.arange(len(videos)), np.flatnonzero(np.diff(shard)) + 1) if len(group)]
 
     def caption(self, video: int) -> str:
         """That of a video's first clip, empty where there is none."""
-        return str(self.shards.about(int(self.rows(video)[0]))["caption"] or "")
+        return self.caption_of(int(self.rows(video)[0]))
+
+    def caption_of(self, row: int) -> str:
+        """That of a clip, empty where there is none."""
+        return str(self.shards.about(row)["caption"] or "")
+
+    @cached_property
+    def sample_clips(self) -> int:
+        """Clips of one sample, which has one or several windows; 0 where there is no sample."""
+        return len(self.windows(int(self.row_R[0]))) if len(self) else 0
+
+    @property
+    def clip_counts(self) -> NDArray[np.int64]:
+        """How many clips each video has."""
+        return np.diff(self.first_U, append=len(self.row_R)) * self.sample_clips
 
     def clips(self, video: int, most: int, draw: float) -> Tensor:
         """At most `most` clips (C, N, D): where there are more, one of each of `most` equal parts, at `draw` in [0, 1) of its length."""
-        rows = self.rows(video)
+        return self.clips_of(self.rows(video), most, draw)
+
+    def clips_of(self, rows: NDArray[np.int64], most: int, draw: float) -> Tensor:
+        """`clips` of these rows."""
         if len(rows) > most:
             rows = rows[((np.arange(most) + draw) * len(rows) / most).astype(int)]
         windows_CND = torch.cat([self.windows(int(row)) for row in rows[:most]])
@@ -111,10 +138,15 @@ def video_names(ids: pa.ChunkedArray) -> NDArray[np.object_]:
     return np.asarray(_videos(ids).to_pylist(), dtype=object)
 
 
-def held(names: Sequence[str], ids: pa.ChunkedArray, *, asker: str, holder: str) -> NDArray[np.bool_]:
-    """Which of `names`, (k,), are videos that the clips of these ids are of. ContractError where some are named and none is there."""
-    videos = _videos(ids)
-    here: NDArray[np.bool_] = pc.is_in(pa.array(names, pa.string()), value_set=videos).to_numpy(zero_copy_only=False)
+def held(names: Sequence[str], ids: pa.ChunkedArray, *, asker: str, holder: str, clips: bool = False) -> NDArray[np.bool_]:
+    """Which of `names`, (k,), are videos that the clips of these ids are of, or where `clips` says so these ids.
+
+    ContractError where some are named and none is there.
+    """
+    videos, asked = _videos(ids), pa.array(names, pa.string())
+    here: NDArray[np.bool_] = pc.is_in(asked, value_set=videos).to_numpy(zero_copy_only=False)
+    if clips and not here.all():
+        here = here | pc.is_in(asked, value_set=ids).to_numpy(zero_copy_only=False)
     if len(names) and not here.any():
         theirs = ", ".join(map(repr, pc.unique(videos.slice(0, EXAMPLES_OF)).to_pylist()[:EXAMPLES]))
         raise ContractError(
@@ -134,8 +166,17 @@ def unknown_lines(
     asked = held([line.video for line in questions], ids, asker=asker, holder=holder)
     lost = sum(len(line.questions) for line, here in zip(questions, asked, strict=True) if not here)
     named = [name for story in stories for name in story.clips]
-    told = dict(zip(named, held(named, ids, asker=asker, holder=holder), strict=True))
+    told = dict(zip(named, held(named, ids, asker=asker, holder=holder, clips=True), strict=True))
     return {"unknown_questions": float(lost), "unknown_stories": float(sum(not all(map(told.get, story.clips)) for story in stories))}
+
+
+def divided_stories(stories: Sequence[Story], ids: pa.ChunkedArray, splits: pa.ChunkedArray) -> int:
+    """How many stories are of clips in both splits: learned in one, they would tell of what the other is measured on."""
+    names = pa.array(sorted({name for story in stories for name in story.clips}), pa.string())
+    at = pc.coalesce(pc.index_in(names, value_set=_videos(ids)), pc.index_in(names, value_set=ids))
+    split = dict(zip(names.to_pylist(), splits.take(at).to_pylist(), strict=True))
+    told = [{split[name] for name in story.clips} for story in stories]
+    return sum(len(found) > 1 and None not in found for found in told)
 
 
 def _videos(ids: pa.ChunkedArray) -> pa.ChunkedArray:

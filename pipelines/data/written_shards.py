@@ -27,11 +27,12 @@ from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.llm.divot.generation import draw_clips
 from kinetok.llm.divot.sequences import ask_clip
+from kinetok.llm.divot.vocabulary import Media
 from kinetok.pipelines.data.clip_index import ClipIndex
-from kinetok.pipelines.data.language_feed import LanguageSpec
 from kinetok.pipelines.data.order import sample_seed
 from kinetok.pipelines.data.ray_tasks import Item, each_on_actors
 from kinetok.pipelines.data.token_shards import DRAWS, DTYPES, TOKENS, Line, Sample, stored, write_shard
+from kinetok.tokenizers.base import TokenSpec
 
 PROMPT_SHARD = 64
 """Prompts of one shard."""
@@ -98,13 +99,22 @@ class Writing:
     """What to compute: picklable, handed to every worker."""
 
     model: Artifact
-    spec: LanguageSpec
+    media: Media
+    """What a clip is."""
+    instructed: bool
+    """Whether the model wants to be asked."""
     captions: Captions
     drawing: Drawing
     dtype: Literal["fp32", "bf16", "fp16"]
     """Type the tokens are stored in."""
     resources: Resources
     out: Folder
+
+
+def seconds_of(tokens: TokenSpec) -> float:
+    """How long a clip is."""
+    assert tokens.recipe is not None, "`encode` stamps it"
+    return tokens.recipe.frames / tokens.recipe.fps
 
 
 def write_clips(due: list[int], writing: Writing, stop: threading.Event) -> Iterator[tuple[int, list[Line]]]:
@@ -140,9 +150,9 @@ class _Worker:
 
     def _write(self, first: int, clips: list[dict[str, Plain]]) -> Tensor:
         """(B, K, N, D) of captions in a row, the first of them at place `first` among all."""
-        writing, media = self.writing, self.writing.spec.media
+        writing, media = self.writing, self.writing.media
         prompts = [
-            ask_clip(self.model.vocabulary, str(clip["caption"] or ""), instructed=writing.spec.instructed, media=media) for clip in clips
+            ask_clip(self.model.vocabulary, str(clip["caption"] or ""), instructed=writing.instructed, media=media) for clip in clips
         ]
         seeds_BK = [writing.drawing.seeds(first + place) for place in range(len(clips))]
         scale = writing.drawing.variance_scale

@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 28
 POINTS = 240
 """A longer series is averaged down to about so many points."""
 CHARTS = 4
-BORING = ("lr", "samples_per_second", "tokens_per_second", "tokens", "writing", "lm_nats", "lm_labels")
+BORING = ("lr", "samples_per_second", "tokens_per_second", "tokens", "writing", "lm_nats", "lm_labels", "head_sum")
 FIRST = ("loss", "flow_loss", "psnr", "l1")
 
 Points = Sequence[tuple[float, float]]

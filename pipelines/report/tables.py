@@ -204,7 +204,9 @@ class AnswerProtocol(Config):
     prompt: str
     """As the model reads it, of one clip: `{tokens}` stands for its tokens, and a further clip follows as another `<frame>`."""
     clips: int
-    """Most clips of a video that are shown together, evenly chosen."""
+    """Most clips of a video that are shown together."""
+    windows: str
+    """Which ones."""
     max_tokens: int
     """Ids of the longest answer that is drawn."""
     temperature: float

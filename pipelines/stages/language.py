@@ -18,12 +18,12 @@ from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageConte
 from kinetok.infra.storage import Folder
 from kinetok.llm.divot.model import DivotLMConfig
 from kinetok.llm.divot.training import DivotLMObjective
-from kinetok.pipelines.data.language_tasks import Answering, AnyTask, Captioning, Generation, Storytelling
+from kinetok.pipelines.data.language_tasks import Answering, AnyTask, Storytelling, task_names
 
 if TYPE_CHECKING:
     from kinetok.infra.training import Trainable
     from kinetok.llm.divot.vocabulary import Vocabulary
-    from kinetok.pipelines.data.language_feed import LanguageSpec
+    from kinetok.pipelines.data.language_feed import LanguageFeed, LanguageSpec
     from kinetok.tokenizers.base import TokenSpec
 
 
@@ -31,11 +31,12 @@ class Language(Stage, FitConfig):
     """A trained Divot-LLM in `model/`, its metrics in `metrics/`, and `training.json`."""
 
     kind: Literal["language"] = "language"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     uses_ray: ClassVar[bool] = True
     scales_with: ClassVar[tuple[str, ...]] = ("steps", "global_batch")
     tokens: Annotated[tuple[Ref, ...], Produces("encode"), Field(min_length=1)]
-    """Tokens of one tokenizer, which tasks name by place. Their `val` split is what is evaluated, nothing where it is empty."""
+    """Tokens of one tokenizer, which tasks name by place. What their `val` split has for the tasks is evaluated, every sample once; nothing
+    where it has nothing."""
     start: Annotated[Ref, Produces("language", "language_model")] | None = None
     """A trained model to go on from."""
     instructions: Annotated[Ref, Produces("instructions")] | None = None
@@ -60,6 +61,8 @@ class Language(Stage, FitConfig):
                 yield f"tasks.{number}.source: is {task.source}; tokens names {len(self.tokens)} encodings, the first of which is 0"
             if isinstance(task, Answering) and self.instructions is None:
                 yield f"tasks.{number}: answering learns from the questions that `instructions` names"
+            if isinstance(task, Storytelling) and task.reread and self.model is not None and self.model.mechanism == "autoregressive":
+                yield f"tasks.{number}.reread: an autoregressive model reads every token it makes; leave it out"
         for name in self.tokens:
             if getattr(stages[name], "content", "tokens") != "tokens":
                 yield f"tokens: {name} does not hold tokens; name an encoding with content: tokens"
@@ -70,8 +73,8 @@ class Language(Stage, FitConfig):
     def run(self, ctx: StageContext) -> StageResult:
         """Train, or continue where an earlier attempt was killed."""
         from kinetok.llm.card import belongs
-        from kinetok.pipelines.data.language_feed import LanguageFeed, LanguageSpec
-        from kinetok.pipelines.data.latent_feed import splits
+        from kinetok.llm.divot.training import RAW
+        from kinetok.pipelines.data.language_feed import LanguageFeed
         from kinetok.pipelines.trained_card import complete_card
 
         start, tokens = ctx.optional("start"), ctx.several("tokens")
@@ -88,42 +91,70 @@ class Language(Stage, FitConfig):
             loaders=ctx.resources.loaders,
         )
         unknown = unknown_to(self.tasks, tokens, ctx.optional("instructions"))
-        if lost := [f"{count:g} {name.replace('_', ' ')}" for name, count in unknown.items() if count]:
-            ctx.progress(note=f"of videos that the tokens lack: {', '.join(lost)}")
-        train = feed(split="train")
+        train, validation = feed(split="train"), feed(split="val")
         require_fit(config, train.spec, start)
+        if notes := list(_notes(unknown, validation)):
+            ctx.progress(note="; ".join(notes))
         numbers = FitConfig.model_validate(self.model_dump(include=set(FitConfig.model_fields)))
         metrics = fit(
-            partial(build_trainable, self.model, start, self.objective, ctx.resources),
+            partial(build_trainable, self.model, start, self.objective, ctx.resources, task_names(self.tasks)),
             train,
-            feed(split="val") if any("val" in splits(artifact) for artifact in tokens) else None,
+            validation if len(validation) else None,
             numbers,
             out=ctx.out,
             resources=ctx.resources,
             progress=ctx.progress,
             stop=ctx.stop,
         )
-        spec = LanguageSpec(tokens=train.spec, instructed=self.instructed)
+        spec = self._spec(train.specs, start)
         write_spec(ctx.out, spec)
-        complete_card(ctx, numbers, spec.recipe, metrics, belongs(spec.tokens))
-        return StageResult(metrics | unknown)
+        told = {name: value for name, value in metrics.items() if name.rpartition("/")[2] not in RAW}
+        complete_card(ctx, numbers, spec.recipe, told, belongs(spec.tokens))
+        return StageResult(metrics | unknown | {"validation_samples": float(len(validation))})
+
+    def _spec(self, tokens: "Sequence[TokenSpec]", start: Artifact | None) -> "LanguageSpec":
+        """How the model wants to be asked: what these tasks taught it, and what it knew before."""
+        from kinetok.pipelines.data.language_feed import LanguageSpec
+        from kinetok.pipelines.data.token_videos import media_of
+        from kinetok.pipelines.models import language_spec
+
+        before = None if start is None else language_spec(start)
+        stories = [task for task in self.tasks if isinstance(task, Storytelling)]
+        others = [spec for spec in tokens if media_of(spec) != media_of(tokens[0])]
+        if before is not None:
+            others += [spec for spec in (before.tokens, before.other) if spec is not None and media_of(spec) != media_of(tokens[0])]
+        return LanguageSpec(
+            tokens=tokens[0],
+            instructed=self.instructed or (before is not None and before.instructed),
+            other=others[0] if others else None,
+            rereads=any(task.reread for task in stories) if stories or before is None else before.rereads,
+        )
 
     @property
     def instructed(self) -> bool:
         """Whether any task asks in the form of an instruction."""
-        return any(isinstance(task, Answering) or (isinstance(task, Captioning | Generation) and task.instructed) for task in self.tasks)
+        return any(isinstance(task, Answering | Storytelling) or task.instructed for task in self.tasks)
+
+
+def _notes(lost: Mapping[str, float], validation: "LanguageFeed") -> Iterator[str]:
+    """What is to be known before a training: questions and stories that are not learned, tasks that are not validated."""
+    if told := [f"{count:g} {name.replace('_', ' ')}" for name, count in lost.items() if count]:
+        yield f"not learned, for the clips they are of: {', '.join(told)}"
+    if validation.lacking:
+        yield f"not validated, for the val split has nothing of it: {', '.join(validation.lacking)}"
 
 
 def unknown_to(tasks: Sequence[AnyTask], tokens: Sequence[Artifact], instructions: Artifact | None) -> dict[str, float]:
-    """How many questions and stories that `tasks` learn from are about videos that their tokens lack (`unknown_lines`).
+    """How many questions and stories that `tasks` learn from are about videos that their tokens lack (`unknown_lines`), and how many
+    stories are of videos of both splits, which are left out (`divided_stories`).
 
-    ContractError where all are: their file calls the videos otherwise.
+    ContractError where all are unknown: their file calls the videos otherwise.
     """
     import pyarrow as pa
 
     from kinetok.pipelines.data.instructions import QUESTIONS, STORIES, Questions, Story, read_lines
     from kinetok.pipelines.data.token_shards import TokenShards
-    from kinetok.pipelines.data.token_videos import unknown_lines
+    from kinetok.pipelines.data.token_videos import divided_stories, unknown_lines
 
     if instructions is None:
         return {}
@@ -132,11 +163,13 @@ def unknown_to(tasks: Sequence[AnyTask], tokens: Sequence[Artifact], instruction
         sources = sorted({task.source for task in tasks if isinstance(task, kind)})
         if not sources:
             continue
-        ids = pa.chunked_array([chunk for source in sources for chunk in TokenShards.open(tokens[source]).rows["id"].chunks], pa.string())
+        rows = pa.concat_tables([TokenShards.open(tokens[source]).rows.select(["id", "split"]) for source in sources])
         questions = read_lines(instructions, QUESTIONS, Questions) if kind is Answering else []
         stories = read_lines(instructions, STORIES, Story) if kind is Storytelling else []
         holder = ", ".join(tokens[source].name for source in sources)
-        found[name] = unknown_lines(questions, stories, ids, asker=instructions.name, holder=holder)[name]
+        found[name] = unknown_lines(questions, stories, rows["id"], asker=instructions.name, holder=holder)[name]
+        if stories:
+            found["divided_stories"] = float(divided_stories(stories, rows["id"], rows["split"]))
     return found
 
 
@@ -182,7 +215,9 @@ def open_vocabulary(model: DivotLMConfig | None, start: Artifact | None) -> "Voc
         return Vocabulary.from_pretrained(folder)
 
 
-def build_trainable(model: DivotLMConfig | None, start: Artifact | None, objective: DivotLMObjective, resources: Resources) -> "Trainable":
+def build_trainable(
+    model: DivotLMConfig | None, start: Artifact | None, objective: DivotLMObjective, resources: Resources, tasks: tuple[str, ...]
+) -> "Trainable":
     """A fresh model, or the one to go on from, as the training loop takes it; called in every worker."""
     from kinetok.llm.divot.model import DivotLM
     from kinetok.llm.divot.training import DivotLMTrainable
@@ -193,4 +228,4 @@ def build_trainable(model: DivotLMConfig | None, start: Artifact | None, objecti
     else:
         assert model is not None, "problems() asks for a model or a start"
         made = DivotLM.build(model)
-    return DivotLMTrainable(made, objective, checkpointing=resources.recompute, watched=resources.zero < 3)
+    return DivotLMTrainable(made, objective, tasks=tasks, checkpointing=resources.recompute, watched=resources.zero < 3)

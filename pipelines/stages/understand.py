@@ -1,17 +1,18 @@
 """`understand`: how many questions about held-out clips a language model answers rightly, and what that is worth.
 
-Every question is asked alone, as the first of a conversation, and scored by exact match of what the model says (`same_answer`), where it
-has options by the one that surprises the model least, and by the perplexity of the true answer. Beside each figure stands the same one
-with the tokens of another clip shown instead, which is what can be had without looking, and the chance of a guess. Output: `answers.json`,
-with the protocol that the figures are of. Questions about videos that the tokens lack count as filtered; those of the other split, and
-those that `questions` leaves out, were never put. Runs in the driver's process, on its GPU where `resources.gpus` asks for one. Not
-covered: answers judged by another language model.
+Every question is asked alone, as the first of a conversation (a model that was not tuned on instructions is shown the clips and no
+question: its captions are scored as answers), and scored by exact match of what the model says (`same_answer`), where it has options by the
+one that surprises the model least, and by the perplexity of the true answer. Beside each figure stands the same one with the tokens of
+another clip shown instead, which is what can be had without looking, and the chance of a guess. Output: `answers.json`, with the protocol
+that the figures are of. Questions about videos that the tokens lack count as filtered; those of the other split, and those that `questions`
+leaves out, were never put. Runs in the driver's process, on its GPU where `resources.gpus` asks for one. Not covered: answers judged by
+another language model.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictInt
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 CONTROL = "the clips of the video half the split further on"
 """What stands in for a question's own clips."""
+WINDOWS = "all of a video's clips in order, or where it has more, the first of each of so many equal parts"
+"""Which clips are shown, `TokenVideos.clips` at draw 0: those that `kinetok ask` and the reference read of a file."""
 
 Exam = list[tuple[int, "Question"]]
 """Videos with a question each."""
@@ -51,7 +54,7 @@ class Understand(Stage):
     """Accuracy of answers, by kind of question."""
 
     kind: Literal["understand"] = "understand"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     model: Annotated[Ref, Produces("language", "language_model")]
     """The language model."""
     tokens: Annotated[Ref, Produces("encode")]
@@ -62,7 +65,7 @@ class Understand(Stage):
     questions: Annotated[StrictInt, Field(ge=1)] | None = None
     """Ask so many, drawn by `seed`; None asks all."""
     clips: Annotated[StrictInt, Field(ge=1)] = 20
-    """Most clips of a video that are shown together, evenly chosen."""
+    """Most clips of a video that are shown together; of more, the first of each of so many equal parts."""
     decoding: Decoding = Decoding(temperature=0, max_tokens=64)
     """How answers are drawn."""
     seed: StrictInt = 0
@@ -83,8 +86,8 @@ class Understand(Stage):
         exam, unknown = self._exam(ctx, videos)
         model = open_language(ctx.input("model")).to(torch.device("cuda" if ctx.resources.gpus else "cpu"))
         with threads(ctx.resources.cpus):
-            asked = list(self._asked(ctx, model, videos, exam))
-        protocol = self._protocol(model, videos)
+            asked = list(self._asked(ctx, model, spec.instructed, videos, exam))
+        protocol = self._protocol(model, spec.instructed, videos)
         answers = Answers(
             model=ctx.input("model").name, split=self.split, protocol=protocol, scores=tuple(_scores(asked)), asked=tuple(asked)
         )
@@ -109,14 +112,15 @@ class Understand(Stage):
         drawn = np.random.default_rng(self.seed).permutation(len(exam))[: self.questions]
         return [exam[place] for place in sorted(drawn)], unknown
 
-    def _protocol(self, model: "DivotLM", videos: "TokenVideos") -> AnswerProtocol:
+    def _protocol(self, model: "DivotLM", instructed: bool, videos: "TokenVideos") -> AnswerProtocol:
         """Said by the code that does it."""
         from kinetok.llm.divot.scoring import CHOICE, MATCHING, PERPLEXITY
         from kinetok.llm.divot.sequences import template
 
         return AnswerProtocol(
-            prompt=template(model.vocabulary, media=videos.media),
+            prompt=template(model.vocabulary, media=videos.media, instructed=instructed),
             clips=self.clips,
+            windows=WINDOWS,
             **self.decoding.model_dump(),
             seed=self.seed,
             control=CONTROL,
@@ -125,7 +129,7 @@ class Understand(Stage):
             perplexity=PERPLEXITY,
         )
 
-    def _asked(self, ctx: StageContext, model: "DivotLM", videos: "TokenVideos", exam: Exam) -> Iterator[Asked]:
+    def _asked(self, ctx: StageContext, model: "DivotLM", instructed: bool, videos: "TokenVideos", exam: Exam) -> Iterator[Asked]:
         """Every question with what was said and chosen, of its own clip and of another."""
         from kinetok.llm.divot.scoring import same_answer
         from kinetok.pipelines.data.order import sample_seed
@@ -136,10 +140,10 @@ class Understand(Stage):
             part = exam[first : first + size]
             # By the place in the exam: what is said must not depend on the batch.
             seeds = [sample_seed(self.seed, place) for place in range(first, first + len(part))]
-            own = [videos.clips(video, self.clips, 0.5) for video, _ in part]
-            other = [videos.clips((video + half) % len(videos), self.clips, 0.5) for video, _ in part]
+            own = [videos.clips(video, self.clips, 0.0) for video, _ in part]
+            other = [videos.clips((video + half) % len(videos), self.clips, 0.0) for video, _ in part]
             questions = [question for _, question in part]
-            told = [self._replies(model, clips, questions, videos, seeds) for clips in (own, other)]
+            told = [self._replies(model, instructed, clips, questions, videos, seeds) for clips in (own, other)]
             for (video, question), reply, blind in zip(part, *told, strict=True):
                 yield Asked(
                     video=videos.names[video],
@@ -162,6 +166,7 @@ class Understand(Stage):
     def _replies(
         self,
         model: "DivotLM",
+        instructed: bool,
         clips: "Sequence[Tensor]",
         questions: "Sequence[Question]",
         videos: "TokenVideos",
@@ -172,11 +177,12 @@ class Understand(Stage):
         from kinetok.llm.divot.scoring import cost
         from kinetok.llm.divot.sequences import ask
 
-        prompts = [ask(model.vocabulary, shown, item.question, media=videos.media) for shown, item in zip(clips, questions, strict=True)]
+        form: dict[str, Any] = {"media": videos.media, "instructed": instructed}
+        prompts = [ask(model.vocabulary, shown, item.question, **form) for shown, item in zip(clips, questions, strict=True)]
         replies = []
         for said, shown, item in zip(complete(model, prompts, seeds, self.decoding), clips, questions, strict=True):
             texts = item.options or (item.answer,)
-            costs, true = cost(model, shown, item.question, texts, limit=1 << 20, media=videos.media), texts.index(item.answer)
+            costs, true = cost(model, shown, item.question, texts, limit=1 << 20, **form), texts.index(item.answer)
             chosen = texts[costs.choice] if item.options else None
             replies.append(Reply(said.strip(), chosen, float(costs.nats_O[true]), int(costs.ids_O[true])))
         return replies

@@ -44,6 +44,8 @@ class Write(Stage):
     # 1 is not dumped: it would give all tokens that were ever written another key.
     draws: Annotated[StrictInt, Field(ge=1, exclude_if=lambda value: value == 1)] = 1
     """How often a clip's tokens are drawn: a de-tokenizer that adapts to them meets another draw in every epoch, all else the first."""
+    media: Annotated[Literal["video", "image"] | None, Field(exclude_if=lambda value: value is None)] = None
+    """What to write of a model that learned videos and pictures; None writes what its first source was."""
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Type the tokens are stored in."""
 
@@ -63,21 +65,23 @@ class Write(Stage):
     def run(self, ctx: StageContext) -> StageResult:
         """Write the shards that are not committed yet, then the manifest."""
         from kinetok.pipelines.data.token_shards import resume, stamp
-        from kinetok.pipelines.data.written_shards import Captions, Drawing, Writing, write_clips
+        from kinetok.pipelines.data.token_videos import media_of
+        from kinetok.pipelines.data.written_shards import Captions, Drawing, Writing, seconds_of, write_clips
         from kinetok.pipelines.models import language_spec
 
         spec = language_spec(ctx.input("model"))
-        captions = Captions(ctx.optional("data"), self._prompts(), spec.seconds)
+        tokens = spec.of(self.media)
+        captions = Captions(ctx.optional("data"), self._prompts(), seconds_of(tokens))
         if not len(captions):
             raise DataError("data: there are no captions to write for: look at the clips' filters and quarantine")
-        stamp(ctx.out, _stored_spec(spec.tokens, self.dtype))
+        stamp(ctx.out, _stored_spec(tokens, self.dtype))
         lines = resume(ctx.out)
         due = [shard for shard in range(captions.shards) if shard not in lines]
         done, began = sum(len(captions.shard(shard)[1]) for shard in lines), time.perf_counter()
         before = done
         ctx.progress(done=done, total=len(captions), unit="clips")
         drawing = Drawing(self.seed, self.draws, self.variance_scale)
-        work = Writing(ctx.input("model"), spec, captions, drawing, self.dtype, ctx.resources, ctx.out)
+        work = Writing(ctx.input("model"), media_of(tokens), spec.instructed, captions, drawing, self.dtype, ctx.resources, ctx.out)
         for shard, written in write_clips(due, work, ctx.stop):
             lines[shard] = written
             done += len(captions.shard(shard)[1])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from tests.pipelines.data.token_artifacts import SPEC, TOKENS, WIDTH
 from tests.tokenizers.divot.tiny import tiny_divot
 
@@ -21,15 +22,18 @@ import kinetok
 from kinetok.infra.artifact import InputInfo, Record, Store, publish
 from kinetok.infra.errors import ConfigError, ContractError, StoreError
 from kinetok.infra.storage import Folder
-from kinetok.llm.divot.generation import Decoding
+from kinetok.llm.divot.generation import Decoding, complete
 from kinetok.llm.divot.language import UntrainedLanguage
 from kinetok.llm.divot.model import DivotLM, DivotLMConfig
+from kinetok.llm.divot.sequences import ask_caption
 from kinetok.pipelines.cli import main
 from kinetok.pipelines.data.cut import cut_video
 from kinetok.pipelines.data.decode import probe
 from kinetok.pipelines.data.language_feed import LANGUAGE_FILE, LanguageSpec
+from kinetok.pipelines.data.language_tasks import DESCRIBE
 from kinetok.pipelines.data.recipe import CutRecipe, Filters
 from kinetok.pipelines.divot import VideoLM, look, story_page
+from kinetok.pipelines.report.panel import enlarged, pixels
 from kinetok.tokenizers.base import DecodeRecipe
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.divot.frames import CLIPS
@@ -231,6 +235,43 @@ def test_more_of_the_sampler_and_the_type_of_the_weights(folder: Path, model: Vi
     for wrong, message in (("etha=1", "etha"), ("eta", "write it as")):
         refused = CliRunner().invoke(main, ["generate", "a disc", *map(str, named), "--sampler", wrong])
         assert refused.exit_code == 1 and message in refused.output
+
+
+def respecified(folder: Path, target: Path, **changes: Any) -> Path:
+    """The language model with another `language.json`."""
+    shutil.copytree(folder / "language", target)
+    spec = LanguageSpec.model_validate_json((target / LANGUAGE_FILE).read_text())
+    (target / LANGUAGE_FILE).write_text(spec.model_copy(update=changes).model_dump_json())
+    return target
+
+
+def test_a_model_that_was_not_tuned_on_instructions_says_its_caption(folder: Path, model: VideoLM, tmp_path: Path) -> None:
+    named = ("--model", respecified(folder, tmp_path / "m", instructed=False), "--tokenizer", folder / "tokenizer")
+    (tmp_path / "v.mkv").write_bytes(counting(24))
+    short = ("--temperature", 0, "--max-tokens", 4)
+    asked, alone = (run("ask", tmp_path / "v.mkv", *words, *named, *short) for words in (["What?"], []))
+    assert asked == "the model was not tuned on instructions: this is its caption, and no answer to the question\n" + alone
+    token_CND, _ = model.read(tmp_path / "v.mkv")
+    assert alone.rstrip("\n") == complete(model.model, [ask_caption(model.model.vocabulary, token_CND)], [0], SHORT)[0].strip()
+    named = ("--model", folder / "language", "--tokenizer", folder / "tokenizer")
+    described = [run("ask", tmp_path / "v.mkv", *words, *named, *short) for words in ([], [DESCRIBE])]
+    assert described[0] == described[1]
+
+
+def test_a_model_of_videos_and_pictures_makes_either(folder: Path, model: VideoLM, tmp_path: Path) -> None:
+    tokens = model.spec.tokens
+    assert tokens.recipe is not None
+    still = tokens.model_copy(update={"recipe": tokens.recipe.model_copy(update={"frames": 1})})
+    named = ("--model", respecified(folder, tmp_path / "m", other=still), "--tokenizer", folder / "tokenizer", "--seed", 3)
+    both = VideoLM.open(str(tmp_path / "m"), str(folder / "tokenizer"))
+    picture, video = (both.generate(["a disc"], seeds=[3], media=media) for media in ("image", None))
+    assert picture.shape == (1, 3, 1, 16, 16) and video.shape == (1, 3, 5, 16, 16)
+    assert not torch.allclose(picture[:, :, 0], video[:, :, 0])
+    run("generate", "a disc", *named, "--image", "--out", tmp_path / "i.png")
+    shown = torch.from_numpy(np.asarray(Image.open(tmp_path / "i.png")))
+    assert torch.equal(shown, enlarged(pixels(picture[0]))[0])
+    with pytest.raises(ContractError, match="learned tokens of videos alone: train it on a source of images too, or ask for videos"):
+        model.generate(["a disc"], seeds=[3], media="image")
 
 
 def test_options_left_out_are_the_models_own() -> None:

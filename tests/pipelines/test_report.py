@@ -132,6 +132,7 @@ def _answers(store: Store) -> Artifact:
     protocol = AnswerProtocol(
         prompt="<s>{question}\n",
         clips=20,
+        windows="the first of each part",
         max_tokens=16,
         temperature=0.7,
         top_p=0.5,

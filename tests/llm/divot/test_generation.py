@@ -12,7 +12,7 @@ from kinetok.llm.divot.generation import GREEDY, Decoding, Draws, Stream, comple
 from kinetok.llm.divot.heads import DiffusionConfig, GMMConfig, HeadConfig
 from kinetok.llm.divot.mask import QUERY
 from kinetok.llm.divot.model import DivotLM, nth, pick
-from kinetok.llm.divot.sequences import ask, ask_caption, ask_clip, follow
+from kinetok.llm.divot.sequences import ask, ask_caption, ask_clip, ask_story, follow, narrate
 
 Clips = Callable[[int], Tensor]
 SHORT = Decoding(max_tokens=6)
@@ -83,6 +83,27 @@ def test_a_story_has_as_many_clips_as_asked_for_and_repeats_itself(model: DivotL
     assert all(torch.equal(mine.token_ND, theirs.token_ND) for mine, theirs in zip(again, story, strict=True))
     other = tell(model, "a story", clips=3, seed=5, decoding=SHORT)
     assert not torch.allclose(other[0].token_ND, story[0].token_ND)
+
+
+@torch.no_grad()
+def test_a_story_goes_on_from_the_clips_it_made_where_they_are_shown(clips: Clips) -> None:
+    """Of queries alone nothing that was drawn is known; a clip that is read back changes what follows, as a sample of training has it."""
+    model = tiny().eval()
+    after = []
+    for reread in (False, True):
+        for seed in (1, 2):
+            stream = Stream(model, [ask_story(model.vocabulary, "go")])
+            drawn_BND = stream.make_clip([seed], "video", 1.0)
+            stream.close_clip("video")
+            if reread:
+                stream.show_clip(drawn_BND, "video")
+            after.append(stream.last_BW)
+    assert torch.equal(after[0], after[1]) and not torch.allclose(after[2], after[3], atol=1e-4)
+    whole = collate([narrate(model.vocabulary, "go", [("", drawn_BND)], limit=200, reread=True)], [0], multiple=1)
+    hidden_BLW = model.hidden(model.embed(whole), model._mask(whole))
+    torch.testing.assert_close(hidden_BLW[:, -2], after[3], atol=1e-5, rtol=1e-5)
+    told = [tell(model, "go", clips=2, seed=4, decoding=SHORT, reread=reread) for reread in (False, True)]
+    assert torch.equal(told[0][0].token_ND, told[1][0].token_ND) and not torch.equal(told[0][1].token_ND, told[1][1].token_ND)
 
 
 @torch.no_grad()

@@ -44,6 +44,25 @@ def test_added_rows_start_from_the_mean_of_the_old(tmp_path: Path, tied: bool) -
         torch.testing.assert_close(head[260:], HEAD_SCALE * head[:260].mean(0).expand(262, -1))
 
 
+@pytest.mark.parametrize("rows", [600, 400])
+def test_added_ids_start_from_the_mean_where_the_table_has_rows_to_spare(tmp_path: Path, rows: int) -> None:
+    """As Qwen2.5's has: rows without an id count for nothing, and a model that is read again keeps what it learned."""
+    config = Qwen2Config(**SIZES | {"vocab_size": rows}, num_key_value_heads=2, tie_word_embeddings=False)
+    old = _saved(tmp_path, config)
+    model, vocabulary = build_language(PretrainedLanguage(path=str(tmp_path)))
+    table, head = embedding(model).weight, output_layer(model).weight
+    assert len(table) == max(rows, 522) and vocabulary.added == vocabulary.visual == list(range(260, 522))
+    assert torch.equal(table[:260], embedding(old).weight[:260]) and torch.equal(table[522:], embedding(old).weight[522:])
+    torch.testing.assert_close(table[260:522], embedding(old).weight[:260].mean(0).expand(262, -1))
+    torch.testing.assert_close(head[260:522], HEAD_SCALE * output_layer(old).weight[:260].mean(0).expand(262, -1))
+    with torch.no_grad():
+        table[300] = 7
+    model.save_pretrained(tmp_path / "again")
+    vocabulary.save_pretrained(tmp_path / "again")
+    again, known = build_language(PretrainedLanguage(path=str(tmp_path / "again")))
+    assert torch.equal(embedding(again).weight, table) and not known.added
+
+
 @pytest.mark.parametrize(
     "config", [Qwen2Config(**SIZES, num_key_value_heads=2), GPTNeoXConfig(**SIZES)], ids=lambda config: config.model_type
 )

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from kinetok.llm.divot.mixture import CYCLE, Mixture
+from kinetok.llm.divot.mixture import CYCLE, Mixture, Once
 
 WEIGHTS = {"video": 1.3, "clip": 1.0, "image": 0.3, "picture": 0.3}
 
@@ -33,3 +33,11 @@ def test_a_fresh_mixture_draws_the_same_anywhere() -> None:
 def test_a_source_that_would_never_come_is_refused() -> None:
     with pytest.raises(ValueError, match="gives rare none of 100"):
         Mixture({"often": 1000.0, "rare": 1.0}, seed=0)
+
+
+def test_once_is_every_sample_with_something_of_each_source_early() -> None:
+    once = Once([10, 0, 3, 25], group=4)
+    found = [once.draw(position) for position in range(len(once))]
+    assert len(once) == 38 and sorted(found) == [(source, number) for source, size in ((0, 10), (2, 3), (3, 25)) for number in range(size)]
+    assert found[:11] == [(0, number) for number in range(4)] + [(2, number) for number in range(3)] + [(3, number) for number in range(4)]
+    assert once.draw(38) == found[0] and len(Once([0], group=4)) == 0

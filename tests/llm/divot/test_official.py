@@ -16,7 +16,7 @@ from kinetok.llm.divot.mask import QUERY, READ
 from kinetok.llm.divot.model import DivotLM, DivotLMConfig, Projection
 from kinetok.llm.divot.official import load_state, official_names, open_official, read_folder
 from kinetok.llm.divot.sequences import IGNORED
-from kinetok.llm.divot.vocabulary import Vocabulary
+from kinetok.llm.divot.vocabulary import Vocabulary, byte_tokenizer
 from kinetok.tokenizers.base import Batch
 
 CONFIG = DivotLMConfig(
@@ -116,3 +116,12 @@ def test_released_layout_is_read_without_unpickling(vocabulary: Vocabulary, tmp_
     assert (opened.agent.loaded, opened.language.loaded) == (len(own), len(state))
     with pytest.raises(ValueError, match="neither"):
         read_folder(tmp_path / "tokenizer")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"base lacks 262 of the 262 visual tokens, .* name the tokenizer folder that was released beside"):
+        open_official(tmp_path / "agent.bin", tmp_path / "llm", tmp_path / "base")
+    vocabulary.tokenizer.save_pretrained(tmp_path / "large")
+    large = Vocabulary.from_pretrained(tmp_path / "large")
+    large.tokenizer.add_tokens(["<more>"], special_tokens=True)
+    large.save_pretrained(tmp_path / "large")
+    with pytest.raises(ValueError, match="large has ids up to 522, the model 522 rows"):
+        open_official(tmp_path / "agent.bin", tmp_path / "llm", tmp_path / "large")

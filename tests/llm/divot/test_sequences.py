@@ -53,6 +53,7 @@ def test_the_template_is_the_prompt_in_letters(vocabulary: Vocabulary, clips: Cl
     for media in ("video", "image"):
         asked = _spelled(vocabulary, ask(vocabulary, clips(1), "where to?", media=media))
         assert template(vocabulary, media=media).replace("{question}", "where to?").replace("{tokens}", "r" * 8) == asked
+    assert template(vocabulary, instructed=False) == "<s><vid><frame>{tokens}</frame></vid>"
 
 
 def test_lengths_of_the_reference(vocabulary: Vocabulary) -> None:
@@ -85,13 +86,42 @@ def test_stories_interleave(vocabulary: Vocabulary, clips: Clips) -> None:
 def test_what_has_no_room_is_cut_and_the_rest_stays_whole(vocabulary: Vocabulary, clips: Clips, limit: int) -> None:
     clip, long = clips(1), "x" * 100
     for packed in (describe(vocabulary, clip, long, limit=limit), depict(vocabulary, long, clip, limit=limit)):
-        assert len(packed) == limit
-        assert packed.labels_L[-1] == vocabulary.eos
+        assert len(packed) == limit and packed.ids_L[-1] == vocabulary.eos
+    assert packed.labels_L[-1] == vocabulary.eos
     if limit >= 60:
         assert len(follow(vocabulary, long, clip, limit=limit)) == limit
         turns = [("q", "a"), ("q", long)]
         assert _spelled(vocabulary, answer(vocabulary, clip, turns, limit=limit), learned=True) == "a</s>"
         assert len(narrate(vocabulary, long, [("a", clip), (long, clip)], limit=limit).written_CND) == 1
+
+
+def test_no_end_is_learned_after_what_was_cut(vocabulary: Vocabulary, clips: Clips) -> None:
+    """Of captions, answers, the texts of a story and its parts; whole ones do end."""
+    clip, long = clips(1), "x" * 100
+    assert _spelled(vocabulary, describe(vocabulary, clip, long, limit=60), learned=True) == "x" * 46
+    assert _spelled(vocabulary, answer(vocabulary, clip, [("q", long)], limit=80), learned=True) == "x" * 49
+    assert _spelled(vocabulary, narrate(vocabulary, "go", [(long, clip)], limit=60), learned=True).strip("x") == "</vid></s>"
+    left_out = narrate(vocabulary, "go", [("a", clip), (long, clip)], limit=90)
+    assert _spelled(vocabulary, left_out, learned=True) == "a<vid></vid>"
+
+
+@pytest.mark.parametrize("reply", ["yes", "y" * 100])
+def test_a_question_that_is_too_long_is_cut_and_its_marks_are_not(vocabulary: Vocabulary, clips: Clips, reply: str) -> None:
+    talk = answer(vocabulary, clips(1), [("q" * 300, reply)], limit=100)
+    begins, _, said = _spelled(vocabulary, talk).partition(" [/INST]\n")
+    assert len(talk) == 100 and begins.startswith(f"<s>[INST] <vid><frame>{'r' * 8}</frame></vid>qqq")
+    assert (said == "yes</s>" and talk.labels_L[-1] == vocabulary.eos) if reply == "yes" else said == f"{'y' * 40}</s>"
+    assert talk.labels_L[-1] == (vocabulary.eos if reply == "yes" else IGNORED)
+
+
+def test_a_story_shows_its_clips_again_where_it_is_to_know_them(vocabulary: Vocabulary, clips: Clips) -> None:
+    first, second = clips(1), clips(1)
+    story = narrate(vocabulary, "go", [("a", first), ("b", second)], limit=200, reread=True)
+    made, shown = (f"<vid><frame>{letter * 8}</frame></vid>" for letter in "wr")
+    assert _spelled(vocabulary, story) == f"<s>[INST] go [/INST]\na{made}{shown}b{made}{shown}</s>"
+    assert _spelled(vocabulary, story, learned=True) == "a<vid></vid>b<vid></vid></s>"
+    assert torch.equal(story.read_CND, story.written_CND)
+    assert len(narrate(vocabulary, "go", [("a", first), ("b", second)], limit=69, reread=True).written_CND) == 1
 
 
 def test_no_room_at_all_is_an_error(vocabulary: Vocabulary, clips: Clips) -> None:
@@ -108,6 +138,7 @@ def test_prompts_are_beginnings_of_what_is_learned(vocabulary: Vocabulary, clips
     pairs = [
         (ask_caption(vocabulary, clip), describe(vocabulary, clip, "ab", limit=100)),
         (ask(vocabulary, clip, "q?"), answer(vocabulary, clip, [("q?", "yes")], limit=100)),
+        (ask(vocabulary, clip, "q?", instructed=False), describe(vocabulary, clip, "ab", limit=100)),
         (ask_clip(vocabulary, "ab", instructed=False), depict(vocabulary, "ab", clip, limit=100)),
         (ask_clip(vocabulary, "ab", instructed=True), follow(vocabulary, "ab", clip, limit=100)),
         (ask_story(vocabulary, "go"), narrate(vocabulary, "go", [("a", clip)], limit=100)),

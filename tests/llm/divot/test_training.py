@@ -15,7 +15,7 @@ from kinetok.llm.divot.heads import GMMConfig
 from kinetok.llm.divot.language import LoRAConfig
 from kinetok.llm.divot.model import DivotLM
 from kinetok.llm.divot.sequences import Packed, ask_caption, ask_clip, depict, describe
-from kinetok.llm.divot.training import PLAYER, DivotLMObjective, DivotLMTrainable
+from kinetok.llm.divot.training import PLAYER, TASK, DivotLMObjective, DivotLMTrainable
 from kinetok.llm.divot.vocabulary import Vocabulary
 
 Clips = Callable[[int], Tensor]
@@ -32,17 +32,20 @@ def test_loss_is_the_weighted_sum_of_both(clips: Clips) -> None:
     assert figures["writing"] == 0.5
 
 
-def test_figures_of_samples_add_up_to_those_of_the_batch(clips: Clips) -> None:
-    trainable = DivotLMTrainable(tiny(), DivotLMObjective())
-    batch = collate(_mixed(trainable.model.vocabulary, clips), [1, 2])
-    _, figures = trainable.players[PLAYER](batch, 1)
+def test_figures_of_samples_add_up_to_those_of_the_batch_and_of_each_task(clips: Clips) -> None:
+    """The end of a clip's sample is no part of a perplexity; a task that is not there has no figures."""
+    trainable = DivotLMTrainable(tiny(), DivotLMObjective(), tasks=("captioning", "generation", "answering"))
+    packed = _mixed(trainable.model.vocabulary, clips)
+    batch = collate(packed, [1, 2]) | {TASK: torch.tensor([0, 1])}
+    (_, read), (_, made) = (trainable.players[PLAYER](collate([sample], [seed]), 1) for sample, seed in zip(packed, (1, 2), strict=True))
     samples = trainable.evaluate(batch)
     assert all(values.shape == (2,) for values in samples.values())
-    torch.testing.assert_close(samples["lm_nats"].sum() / samples["lm_labels"].sum(), figures["lm_loss"])
-    torch.testing.assert_close(samples["head_loss"].mean() / samples["writing"].mean(), figures["head_loss"])
-    assert samples["head_loss"][0] == samples["writing"][0] == 0
-    perplexity = trainable.conclude({name: values.mean().item() for name, values in samples.items()})["perplexity"]
-    torch.testing.assert_close(perplexity, figures["lm_loss"].exp().item(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(samples["lm_loss"], torch.stack([read["lm_loss"], made["lm_loss"]]))
+    assert samples["lm_labels"].tolist() == [3, 0] and samples["writing"].tolist() == [0, 1]
+    told = trainable.conclude({name: values.mean().item() for name, values in samples.items()})
+    perplexity, head = read["lm_loss"].exp().item(), made["head_loss"].item()
+    expected = {"perplexity": perplexity, "head_loss": head, "captioning/perplexity": perplexity, "generation/head_loss": head}
+    assert told == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("frozen", ["from_tokens", "to_head"])

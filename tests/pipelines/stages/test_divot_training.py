@@ -13,9 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 from tests.pipelines.data.token_artifacts import SPEC
+from tests.pipelines.stages.running import run_stage
+from tests.pipelines.stages.test_language import LANGUAGE, MODEL
+from tests.pipelines.stages.test_language import fit as fit_alone
 from tests.tokenizers.toy_networks import toy_clip, toy_i3d, toy_vgg
 
-from kinetok.infra.artifact import Artifact, Counts
+from kinetok.infra.artifact import Artifact, Counts, Store
 from kinetok.infra.errors import ConfigError, ContractError, DataError
 from kinetok.infra.fit import TURN, FitConfig
 from kinetok.infra.job import parse_job
@@ -24,6 +27,8 @@ from kinetok.infra.plan import input_info
 from kinetok.infra.stage import Resources, StageContext
 from kinetok.infra.storage import Folder
 from kinetok.infra.training import Loop, Work
+from kinetok.llm.divot.generation import make_clips as draw_clips_of
+from kinetok.llm.divot.sequences import ask_clip
 from kinetok.llm.text import TextConfig
 from kinetok.pipelines.catalog import STAGES
 from kinetok.pipelines.data.clip_index import ClipIndex
@@ -32,13 +37,15 @@ from kinetok.pipelines.data.encoding import Encoder, Encoding
 from kinetok.pipelines.data.feed import ClipFeed
 from kinetok.pipelines.data.text_shards import TextSpec
 from kinetok.pipelines.data.token_shards import SPEC_FILE, Sample, TokenShards, write_shard
-from kinetok.pipelines.models import open_model
+from kinetok.pipelines.models import open_language, open_model
 from kinetok.pipelines.report.carried import shown, strangers
 from kinetok.pipelines.report.ladder import Clips as CarriedClips
 from kinetok.pipelines.report.ladder import choose
 from kinetok.pipelines.report.tables import CARRIED, Carried
+from kinetok.pipelines.stages import language
 from kinetok.pipelines.stages.encode import _stored_spec
 from kinetok.pipelines.stages.evaluate import Evaluate
+from kinetok.pipelines.stages.language import Language
 from kinetok.pipelines.stages.model import Model
 from kinetok.pipelines.stages.reconstruct import Reconstruct
 from kinetok.pipelines.stages.train import Train
@@ -220,6 +227,22 @@ def test_a_split_context_trains_alike_under_zero(
     alone, scattered = (weights(train(fields, f"zero-{stage}", zero=stage, **inputs)) for stage in (0, zero))
     assert any(name.endswith("context.alpha") and tensor.all() for name, tensor in alone.items()), "both parts are read"
     torch.testing.assert_close(scattered, alone, rtol=1e-3, atol=1e-5)
+
+
+def test_tokens_that_depend_on_their_positions_go_through_a_job(
+    train: Make, cache: Any, clips: Artifact, base: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No Perceiver in the encoder: a token for each of 2 x 2 places of 3 frames, which a language model then reads and writes."""
+    bound = DIVOT | {"encoder": ENCODER | {"perceiver": None, "token_width": 8}}
+    joint = train(JOINT | {"model": bound, "steps": 2}, "joint", data=clips, lower=base)
+    tokens = cache("tokens", partial(open_model, joint.folder / "model"))
+    assert TokenShards.open(tokens).read(0)["tokens"].shape == (12, 8)
+    train(REFINE | {"tokens": "tokens", "steps": 1}, "refined", data=clips, start=joint, tokens=tokens)
+    monkeypatch.setattr(language, "fit", fit_alone)
+    fields = LANGUAGE | {"model": MODEL | {"clip_tokens": 12}, "steps": 1, "global_batch": 2}
+    made = run_stage(Store(Folder(str(tmp_path / "store"))), Language.model_validate(fields), "language", {"tokens": (tokens,)})
+    model = open_language(made)
+    assert draw_clips_of(model, [ask_clip(model.vocabulary, "a disc", instructed=False)], [1]).shape == (1, 12, 8)
 
 
 def test_a_resumed_training_is_the_undisturbed_one(train: Make, clips: Artifact, base: Artifact, tmp_path: Path) -> None:

@@ -23,12 +23,14 @@ from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.stage import Resources, StageContext
 from kinetok.infra.storage import Folder
 from kinetok.infra.training import Loop, Work
-from kinetok.llm.divot import scoring
-from kinetok.llm.divot.generation import make_clips
+from kinetok.llm.divot import scoring, sequences
+from kinetok.llm.divot.collate import collate
+from kinetok.llm.divot.generation import complete, make_clips
 from kinetok.llm.divot.model import DivotLM
-from kinetok.llm.divot.sequences import ask_clip
+from kinetok.llm.divot.sequences import ask_caption, ask_clip, describe
 from kinetok.pipelines import models
 from kinetok.pipelines.catalog import STAGES
+from kinetok.pipelines.data import written_shards
 from kinetok.pipelines.data.instructions import Story
 from kinetok.pipelines.data.language_feed import LanguageSpec
 from kinetok.pipelines.data.language_tasks import Answering, Captioning, Storytelling
@@ -107,6 +109,11 @@ def test_a_trained_model_knows_whose_tokens_it_reads(store: Store) -> None:
         line = read_metrics(made.folder)[-1]
         assert {"train/lm_loss", "train/tokens", "train/tokens_per_second", "val/lm_loss", "val/head_loss"} <= line.keys()
         assert line["val/perplexity"] == pytest.approx(math.exp(line["val/lm_nats"] / line["val/lm_labels"]))
+        reads = "answering" if instructed else "captioning"
+        assert line["val/perplexity"] == line[f"val/{reads}/perplexity"] and line["val/head_loss"] == line["val/generation/head_loss"]
+        assert not {f"val/{reads}/head_loss", "val/generation/perplexity"} & line.keys()
+        assert f"| {reads}/perplexity |" in card and "lm_nats" not in card
+        assert made.record.metrics["validation_samples"] == 6
         assert line["train/tokens_per_second"] == pytest.approx(line["train/tokens"] * line["train/samples_per_second"])
 
 
@@ -116,6 +123,109 @@ def test_tuning_starts_from_the_trained_weights_and_leaves_the_base_alone(store:
     drift = {name: float((after[name] - tensor).abs().max()) for name, tensor in before.items()}
     assert 0 < max(drift.values()) < 0.02
     assert max(drift["llm.model.norm.weight"], drift["to_head.0.weight"]) > 0
+
+
+@pytest.mark.slow
+def test_validation_is_of_every_held_out_sample(store: Store, folder: Path) -> None:
+    """Whatever the batch: the figure is that of all three captions, by their own sequences."""
+    made, videos, labels, nats = store.find("language"), (3, 7, 10), 0, 0.0
+    model = open_language(made)
+    for video in videos:
+        sample = describe(model.vocabulary, clip_tokens(video, 0)[None], caption(video), limit=2048)
+        with torch.no_grad():
+            losses = model(collate([sample], [0]))
+        nats, labels = nats + float(losses.text_BM.sum()), labels + int(losses.labelled_BM.sum())
+    assert read_metrics(made.folder)[-1]["val/perplexity"] == pytest.approx(math.exp(nats / labels), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_val_split_that_has_nothing_for_the_tasks_ends_no_training(
+    store: Store, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said, and what is learned of instructions is not forgotten by a training without any; nor are stories of both splits."""
+    monkeypatch.setattr(language, "fit", fit)
+    told: list[str] = []
+    stories = [Story(request="R", clips=(f"v/{first:04d}", f"v/{second:04d}"), texts=("x", "y")) for first, second in ((0, 1), (1, 3))]
+    asked = make_instructions(tmp_path / "i", [0, 1, 2, 4], stories)
+    asked.record.metrics["stories"] = 2.0
+    tasks = [{"kind": "answering"}, {"kind": "storytelling", "reread": True}]
+    fields = TUNED | {"tasks": tasks, "steps": 1, "objective": {}}
+    inputs = {"tokens": (found(folder, "tokens"),), "start": store.find("language"), "instructions": asked}
+    own = Store(Folder(str(tmp_path / "store")))
+    made = run_stage(own, Language.model_validate(fields), "few", inputs, lambda now: told.append(now.get("note") or ""))
+    assert told[0].split("; ") == [
+        "not learned, for the clips they are of: 1 divided stories",
+        "not validated, for the val split has nothing of it: answering, storytelling",
+    ]
+    assert made.record.metrics["validation_samples"] == 0 and made.record.metrics["divided_stories"] == 1
+    assert not [name for name in read_metrics(made.folder)[-1] if name.startswith("val/")]
+    assert (language_spec(made).instructed, language_spec(made).rereads) == (True, True)
+    plain = LANGUAGE | {"model": None, "start": "few", "steps": 1, "tasks": [{"kind": "generation"}]}
+    after = run_stage(own, Language.model_validate(plain), "after", {"tokens": (found(folder, "tokens"),), "start": made})
+    assert (language_spec(after).instructed, language_spec(after).rereads) == (True, True)
+
+
+@pytest.mark.slow
+def test_a_model_of_pictures_and_videos_writes_either(store: Store, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "fit", fit)
+    assert SPEC.recipe is not None
+    still = SPEC.model_copy(update={"recipe": SPEC.recipe.model_copy(update={"frames": 1})})
+    tokens, pictures = found(folder, "tokens"), make_tokens(tmp_path / "t", 6, spec=still)
+    tasks = [{"kind": "generation"}, {"kind": "generation", "source": 1}]
+    fields = LANGUAGE | {"tokens": ["tokens", "pictures"], "steps": 1, "tasks": tasks}
+    own = Store(Folder(str(tmp_path / "store")))
+    made = run_stage(own, Language.model_validate(fields), "both", {"tokens": (tokens, pictures)})
+    assert language_spec(made) == LanguageSpec(tokens=SPEC, instructed=False, other=still)
+    assert {"val/generation0/head_loss"} == {
+        name for name in read_metrics(made.folder)[-1] if name.startswith("val/generation") and "/head_loss" in name
+    }
+    spoken = []
+    monkeypatch.setattr(written_shards, "each_on_actors", lambda stage, opened, items, **_: (opened()(item) for item in items))
+    monkeypatch.setattr(written_shards, "ask_clip", lambda *words, **form: spoken.append(form["media"]) or ask_clip(*words, **form))
+    for media, spec in ((None, SPEC), ("image", still)):
+        stage = Write(model="both", prompts=("a disc",), dtype="fp32", media=media)  # type: ignore[arg-type]
+        shards = TokenShards.open(run_stage(own, stage, f"written-{media}", {"model": made}))
+        assert shards.spec == spec and shards.about(0)["end"] == (spec.recipe or SPEC.recipe).frames / 8
+    assert spoken == ["video", "image"]
+    with pytest.raises(ContractError, match="the model learned tokens of videos alone: train it on a source of images too"):
+        stage.run(
+            StageContext(
+                "x", "0" * 16, {"model": store.find("tuned")}, Folder(str(tmp_path / "o")), Resources(), lambda **_: None, threading.Event()
+            )
+        )
+    assert "media" not in Write(model="both", prompts=("a",)).literals()  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_model_that_knows_no_questions_is_shown_the_clips_alone(store: Store, folder: Path) -> None:
+    """As `ask` does; of long videos the first clip of each part, said beside the figures."""
+    inputs = {"model": store.find("language"), "tokens": found(folder, "tokens"), "instructions": found(folder, "instructions")}
+    stage = Understand(model="language", tokens="tokens", instructions="instructions", decoding={"temperature": 0, "max_tokens": 4})  # type: ignore[arg-type]
+    answers = Answers.model_validate_json(run_stage(store, stage, "blank", inputs).folder.read_bytes(ANSWERS))
+    assert answers.protocol.prompt == "<s><vid><frame>{tokens}</frame></vid>" and "the first of each" in answers.protocol.windows
+    model = open_language(store.find("language"))
+    for item in answers.asked:
+        prompt = ask_caption(model.vocabulary, clip_tokens(int(item.video[-4:]), 0)[None])
+        assert complete(model, [prompt], [0], stage.decoding)[0].strip() == item.said
+
+
+@pytest.mark.slow
+def test_of_a_long_video_the_first_clip_of_each_part_is_asked_about(
+    store: Store, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[int]] = []
+    before = sequences.ask
+
+    def spy(vocabulary: Any, clips_CND: torch.Tensor, *words: Any, **form: Any) -> Any:
+        shown.append((clips_CND[:, 0, 0] % 100 // 10).int().tolist())
+        return before(vocabulary, clips_CND, *words, **form)
+
+    monkeypatch.setattr(sequences, "ask", spy)
+    tokens = make_tokens(tmp_path / "t", 2, clips=9, val=(0,))
+    inputs = {"model": store.find("tuned"), "tokens": tokens, "instructions": make_instructions(tmp_path / "i", [0])}
+    fields = {"model": "tuned", "tokens": "tokens", "instructions": "instructions", "clips": 3, "questions": 1}
+    run_stage(store, Understand.model_validate(fields | {"decoding": {"temperature": 0, "max_tokens": 1}}), "long", inputs)
+    assert shown[0] == [0, 3, 6]
 
 
 @pytest.mark.slow
@@ -137,7 +247,8 @@ def test_questions_that_name_no_video_of_the_tokens_end_a_training_before_it_sta
     told = Story(request="Tell me.", clips=("v/0005", "v/0007"), texts=("First.", "Then."))
     asked = make_instructions(tmp_path / "i", [0, 1, 5, 8], [told])
     answering, telling = Answering(), Storytelling(source=1)
-    assert language.unknown_to((answering, telling), (one, other), asked) == {"unknown_questions": 2.0, "unknown_stories": 0.0}
+    expected = {"unknown_questions": 2.0, "unknown_stories": 0.0, "divided_stories": 0.0}
+    assert language.unknown_to((answering, telling), (one, other), asked) == expected
     assert language.unknown_to((answering, Answering(source=1)), (one, other), asked) == {"unknown_questions": 0.0}
     assert language.unknown_to((Captioning(), Storytelling()), (one, other), asked) == {"unknown_stories": 1.0}
     assert language.unknown_to((Captioning(),), (one, other), asked) == language.unknown_to((answering,), (one,), None) == {}
@@ -235,9 +346,9 @@ def test_captions_of_clips_are_written_under_their_ids(ray_cluster: None, store:
 
 def written(store: Store, out: Path, draws: int) -> dict[str, torch.Tensor]:
     """What an actor writes of 3 prompts, the last sample of the shard."""
-    spec, model = language_spec(store.find("tuned")), store.find("tuned")
+    model = store.find("tuned")
     captions = Captions(None, ("one", "two", "three"), 1.0)
-    work = Writing(model, spec, captions, Drawing(5, draws, 1.0), "fp32", Resources(batch_size=2), Folder(str(out)))
+    work = Writing(model, "video", True, captions, Drawing(5, draws, 1.0), "fp32", Resources(batch_size=2), Folder(str(out)))
     _Worker(work)({"shard": 0})
     return Shards(work.out, read_index(work.out)).get("prompts/000002/0")
 
