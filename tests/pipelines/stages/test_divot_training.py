@@ -152,7 +152,7 @@ def cache(clips: Artifact, finish: Finish, tmp_path: Path) -> Callable[[str, Cal
             for place, row in enumerate(rows):
                 (payload,) = encoder.encode(index.read_clip(int(row))[None])
                 assert isinstance(payload, bytes)
-                about = index.rows.slice(int(row), 1).select(["id", "split"]).to_pylist()[0]
+                about = index.rows.slice(int(row), 1).select(["id", "caption", "split"]).to_pylist()[0]
                 samples.append(Sample(place, payload, about))
             write_shard(out, shard, samples, [])
         made = finish(out, "encode", Counts())
@@ -239,7 +239,7 @@ def test_tokens_that_depend_on_their_positions_go_through_a_job(
     assert TokenShards.open(tokens).read(0)["tokens"].shape == (12, 8)
     train(REFINE | {"tokens": "tokens", "steps": 1}, "refined", data=clips, start=joint, tokens=tokens)
     monkeypatch.setattr(language, "fit", fit_alone)
-    fields = LANGUAGE | {"model": MODEL | {"clip_tokens": 12}, "steps": 1, "global_batch": 2}
+    fields = LANGUAGE | {"model": MODEL | {"clip_tokens": 12}, "steps": 1}
     made = run_stage(Store(Folder(str(tmp_path / "store"))), Language.model_validate(fields), "language", {"tokens": (tokens,)})
     model = open_language(made)
     assert draw_clips_of(model, [ask_clip(model.vocabulary, "a disc", instructed=False)], [1]).shape == (1, 12, 8)
@@ -277,7 +277,7 @@ def captions(clips: Artifact, finish: Finish, out: Folder, width: int = 16) -> A
     out.write_text(SPEC_FILE, spec.model_dump_json())
     generator = torch.Generator().manual_seed(0)
     for shard, rows in enumerate(index.shards):
-        about = [index.rows.slice(int(row), 1).select(["id", "split"]).to_pylist()[0] for row in rows]
+        about = [index.rows.slice(int(row), 1).select(["id", "caption", "split"]).to_pylist()[0] for row in rows]
         texts = [torch.randn(1 + place % 3, width, generator=generator) for place in range(len(rows))]
         write_shard(out, shard, [Sample(p, save({"text": text}), a) for p, (text, a) in enumerate(zip(texts, about, strict=True))], [])
     made = finish(out, "text", Counts())
@@ -309,7 +309,7 @@ def test_every_epoch_of_adapting_takes_another_draw_and_a_resumed_one_the_same(c
         for shard, rows in enumerate(index.shards):
             payloads = [torch.full((1 + draws, 4, 8), 100.0 * row) + torch.arange(1 + draws)[:, None, None] for row in rows]
             drawn = [{"tokens": p[0].clone(), "draws": p[1:].clone()} if draws else {"tokens": p[0].clone()} for p in payloads]
-            about = [index.rows.slice(int(row), 1).select(["id", "split"]).to_pylist()[0] for row in rows]
+            about = [index.rows.slice(int(row), 1).select(["id", "caption", "split"]).to_pylist()[0] for row in rows]
             write_shard(out, shard, [Sample(place, save(d), a) for place, (d, a) in enumerate(zip(drawn, about, strict=True))], [])
         return DivotFeed(clips, "train", 3, DivotCaches(tokens=finish(out, "write", Counts())))
 
