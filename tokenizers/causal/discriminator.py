@@ -95,7 +95,7 @@ class Lecam(nn.Module):
     def begin(self, step: int) -> None:
         """average <- 0.99 * average + 0.01 * mean of the last step, where `step` is a new one. (Without a look at the device's numbers.)"""
         new = self.step != step
-        means, weight = self.sums / self.parts.clamp(min=1), (1 - LECAM_DECAY) * (new & (self.parts > 0))
+        means, weight = self.sums / self.parts.clamp(min=1), (1 - LECAM_DECAY) * (new & (self.parts > 0)).to(self.real)
         self.real.lerp_(means[0], weight)
         self.fake.lerp_(means[1], weight)
         self.sums *= ~new
