@@ -277,7 +277,7 @@ def test_a_model_of_videos_and_pictures_makes_either(folder: Path, model: VideoL
     assert picture.shape == (1, 3, 1, 16, 16) and video.shape == (1, 3, 5, 16, 16)
     assert asked == ["image", "video"]
     run("generate", "a disc", *named, "--image", "--out", tmp_path / "i.png")
-    shown = torch.from_numpy(np.asarray(Image.open(tmp_path / "i.png")))
+    shown = torch.from_numpy(np.array(Image.open(tmp_path / "i.png")))
     assert torch.equal(shown, enlarged(pixels(picture[0]))[0])
     with pytest.raises(ContractError, match="learned tokens of videos alone: train it on a source of images too, or ask for videos"):
         model.generate(["a disc"], seeds=[3], media="image")

@@ -249,9 +249,8 @@ def test_how_questions_were_asked_stands_below_their_answers(page: str) -> None:
     section = page[page.index("<h2>Asked and answered") : page.index("<h2>What generated clips show")]
     told = re.sub(r"\s+", " ", section)
     for text in (
-        "Prompt <code>&lt;s&gt;{question}\\n</code>, at most 20 clips of a video: the first of each part.",
-        "Answers of at most 16 ids, drawn at",
-        "temperature 0.7 and top-p 0.5; seed 11.",
+        "Prompt <code>&lt;s&gt;{question}\\n</code>, at most 20 clips of a video: the first of each part. Answers",
+        "of at most 16 ids, drawn at temperature 0.7 and top-p 0.5; seed 11.",
         "Said: word for word. Chosen: the least. Perplexity: exp of it. Another clip: the next one.",
     ):
         assert text in told, text
