@@ -77,8 +77,8 @@ class Train(Stage, FitConfig):
     @property
     def _lpips(self) -> str | None:
         """What the objective names for its perceptual term."""
-        named = isinstance(self.objective, ReconstructionObjective) and self.objective.perceptual
-        return named.weights if named else None
+        named = self.objective.perceptual if isinstance(self.objective, ReconstructionObjective) else None
+        return None if named is None else named.weights
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
         """What would otherwise end the training when it starts, hours after the job did."""
