@@ -203,7 +203,7 @@ def test_the_stages_follow_one_another_and_caches_train_as_clips_do(
 
     adapted = train(ADAPT, "adapted", data=clips, start=refined, latents=cached["latents"], tokens=tokens)
     assert open_model(adapted.folder / "model").spec() == models[0].spec()
-    assert "| `objective" not in (adapted.folder / "model").read_text("README.md")
+    assert "\n| `objective" not in (adapted.folder / "model").read_text("README.md")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from kinetok.pipelines.data.sources import list_source
 from kinetok.pipelines.data.tars import read_samples
 from kinetok.pipelines.stages.scenes import Scenes
 
-KEY = "f967246546137b9b"
+KEY = "9d4b978dc1873338"
 
 
 def test_drawn_and_real(tmp_path: Path) -> None:
