@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kinetok.tokenizers.base import Config, Count, import_transformers, weights_digest
+from kinetok.tokenizers.base import Config, Count, Seeded, import_transformers, weights_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,8 +102,7 @@ def _untrained() -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
     from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
     tokenizer = ByT5Tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(UNTRAINED_SEED)
+    with Seeded(UNTRAINED_SEED):
         return tokenizer, T5EncoderModel(
             T5Config(vocab_size=len(tokenizer), d_model=UNTRAINED_WIDTH, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
         )

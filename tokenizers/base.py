@@ -8,15 +8,16 @@ import hashlib
 import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from kinetok.tokenizers.card import CARD_FILE, model_card
 
@@ -33,6 +34,31 @@ def import_transformers() -> None:
     then looks into the module that was put aside ("cannot import name"). Stages of a job are threads.
     """
     importlib.import_module("transformers")
+
+
+class Seeded(TorchFunctionMode):
+    """`with Seeded(0): SomeModule()`: what modules begin with is drawn from a generator of this seed, in this thread alone.
+
+    torch's own generator is one for all threads, and stages of a job are threads: with `manual_seed` a module now and then comes out
+    otherwise, because another stage draws in between. Not covered: what is drawn by other functions (`DRAWS`), or on a GPU.
+    """
+
+    DRAWS = frozenset(
+        f"{name}_" for name in ("normal", "uniform", "trunc_normal", "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform")
+    ) | {"rand", "randn"}
+    """By name: of torch, of tensors, of `torch.nn.init`, and of transformers, which puts functions of its own in the place of those."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if getattr(func, "__name__", None) in self.DRAWS:
+            named["generator"] = self.generator
+        return func(*args, **named)
 
 
 Batch: TypeAlias = dict[str, Tensor]

@@ -3,11 +3,17 @@
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Callable
 
+import pytest
 import torch
 from torch import nn
 
+from kinetok.llm.text import TextConfig, TextEncoder
 from kinetok.tokenizers.base import DecodeRecipe, TokenSpec, weights_digest
+from kinetok.tokenizers.divot.presets import SMALL
+from kinetok.tokenizers.divot.vit import FrozenViT
 
 SPEC = TokenSpec(tokenizer="causal", weights="ab", layout="grid", channels=16, temporal=4, spatial=8)
 
@@ -60,3 +66,22 @@ def test_threads_that_meet_transformers_at_once_all_find_it() -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, text=True)
     assert done.stdout == "6\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: TextEncoder(TextConfig()).digest(), lambda: FrozenViT.load(SMALL.vit).digest()], ids=["text", "vit"]
+)
+def test_untrained_models_are_the_same_whatever_other_threads_draw(build: Callable[[], str]) -> None:
+    alone, done = build(), threading.Event()
+
+    def draw() -> None:
+        while not done.is_set():
+            torch.rand(1000)
+
+    other = threading.Thread(target=draw)
+    other.start()
+    try:
+        assert build() == alone
+    finally:
+        done.set()
+        other.join()

@@ -15,7 +15,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinetok.tokenizers.base import Config, Count, Tokens, TokenSpec, import_transformers, weights_digest
+from kinetok.tokenizers.base import Config, Count, Seeded, Tokens, TokenSpec, import_transformers, weights_digest
 from kinetok.tokenizers.divot import frames
 
 if TYPE_CHECKING:
@@ -163,8 +163,7 @@ def _untrained(config: VitConfig) -> "CLIPVisionModel":
     """A vision transformer of a fixed seed; needs no file."""
     from transformers import CLIPVisionModel
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(UNTRAINED_SEED)
+    with Seeded(UNTRAINED_SEED):
         return CLIPVisionModel(_settings(config))
 
 
