@@ -1,6 +1,7 @@
-"""Reconstruction figures per clip, computed by torchmetrics' functional interface; pixels are in [-1, 1].
+"""Reconstruction figures per clip: PSNR, and SSIM by torchmetrics' functional interface; pixels are in [-1, 1].
 
-torchmetrics is imported on first use: planning a job imports the models' configurations, and must not wait for it.
+torchmetrics is imported where SSIM is first asked for: it takes seconds (scipy and transformers come with it), and neither planning a job
+nor a training, whose validation is in PSNR, should wait for it.
 
 Legend: B clips, C channels, T H W frames, rows, columns.
 """
@@ -67,8 +68,5 @@ def mean_frame(video_BCTHW: Tensor) -> Tensor:
 
 
 def _psnr(video_BCTHW: Tensor, target_BCTHW: Tensor, dim: tuple[int, ...]) -> Tensor:
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    psnr = peak_signal_noise_ratio(video_BCTHW.float(), target_BCTHW.float(), data_range=RANGE, dim=dim, reduction="none")
-    assert isinstance(psnr, Tensor)
-    return psnr
+    squares = (video_BCTHW.float() - target_BCTHW.float()).square().mean(dim)
+    return 10 * torch.log10(RANGE**2 / squares)

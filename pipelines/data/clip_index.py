@@ -128,6 +128,11 @@ class ClipIndex:
         numbers = np.arange(len(self), dtype=np.int64)
         return [numbers[start : start + self.shard_clips] for start in range(0, len(self), self.shard_clips)]
 
+    @property
+    def clip_bytes(self) -> int:
+        """Of a clip's pixels."""
+        return self.frames * self.height * self.width * 3
+
     def read_clip(self, row: int) -> "Pixels":
         """Pixels of one row, uint8 (frames, height, width, 3). Raises BadVideo where they do not decode, DataError without a source."""
         from kinetok.pipelines.data.decode import decode_clip

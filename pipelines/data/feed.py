@@ -3,7 +3,7 @@
 
 Sample p of the job is the same clip with the same seed whatever the number of workers, loader processes or the micro-batch, and whether
 features come from a cache or are computed on the fly (contract 5). Clips are decoded when they are needed, in the training worker itself
-or in `loaders` processes beside it. Not covered: the order itself (`order.py`), augmentation (a trainable's own affair, from `seed_B`).
+or in `loaders` processes beside it; those of a small split only the first time. Not covered: the order itself (`order.py`), augmentation (a trainable's own affair, from `seed_B`).
 
 Legend: B samples, T H W C frames, rows, columns, colours; D t h w trunk features.
 """
@@ -27,6 +27,9 @@ from kinetok.pipelines.data.reasons import BadVideo
 from kinetok.pipelines.data.token_shards import SHARDS_HELD, Shards, TokenShards
 
 FEATURES = "features"
+HELD_BYTES = 2**28
+"""A split whose pixels fit into that is held by each process that reads it, once decoded. Without it a training of a few clips on a CPU
+decodes for as long as it computes: a clip in the middle of a video costs all frames since the key frame before it."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class OrderedClips:
         if not self.rows:
             raise DataError(f"{clips.name} has no clips in the {split} split: change val_fraction or the filters of `clips`")
         self.order = Order(tuple(len(rows) for rows in self.rows), seed=seed, window=SHARDS_HELD)
+        self.holds = sum(map(len, self.rows)) * self.index.clip_bytes <= HELD_BYTES
+        self.held: dict[int, NDArray[np.uint8]] = {}
 
     def rows_at(self, positions: list[int]) -> list[int]:
         """Rows of the index at these global positions."""
@@ -109,6 +114,15 @@ class OrderedClips:
         return torch.from_numpy(np.stack([self._read_clip(row) for row in rows]))
 
     def _read_clip(self, row: int) -> NDArray[np.uint8]:
+        """The pixels of one clip, from memory where it is held."""
+        if row in self.held:
+            return self.held[row]
+        pixels_THWC = self._decode(row)
+        if self.holds:
+            self.held[row] = pixels_THWC
+        return pixels_THWC
+
+    def _decode(self, row: int) -> NDArray[np.uint8]:
         """The pixels of one clip; raises DataError naming the clip that can no longer be decoded."""
         try:
             return self.index.read_clip(row)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from kinetok.tokenizers.metrics import Fidelity, clip_psnr, clip_ssim, frame_psnr, mean_frame
 
@@ -23,6 +24,12 @@ def test_frame_psnr_tells_the_frames_apart() -> None:
     video[:, :, 0] = 0.2
     assert frame_psnr(video, target).shape == (1, 2)
     assert frame_psnr(video, target)[0].tolist() == pytest.approx([20.0, math.inf])
+
+
+def test_psnr_is_torchmetrics() -> None:
+    video, target = torch.rand(2, 3, 4, 8, 8) * 2 - 1, torch.rand(2, 3, 4, 8, 8) * 2 - 1
+    for ours, dim in ((clip_psnr, (1, 2, 3, 4)), (frame_psnr, (1, 3, 4))):
+        torch.testing.assert_close(ours(video, target), peak_signal_noise_ratio(video, target, data_range=2.0, dim=dim, reduction="none"))
 
 
 def test_ssim_is_one_for_equal_clips_and_falls_with_noise() -> None:

@@ -124,6 +124,25 @@ def test_a_clip_that_no_longer_decodes_is_named(make_clips: Any) -> None:
         list(islice(feed.batches(start=0, batch=4, rank=0, world=1), 1))
 
 
+@pytest.mark.parametrize(("room", "epochs_decoded"), [(2**28, 1), (0, 3)])
+def test_a_split_that_fits_into_memory_is_decoded_once_and_is_the_same(
+    make_clips: Any, monkeypatch: pytest.MonkeyPatch, room: int, epochs_decoded: int
+) -> None:
+    clips = make_clips(4)
+    expected = stream(ClipFeed(clips, "train", 1), count=6)
+    decoded: list[int] = []
+    read = ClipIndex.read_clip
+
+    def counted(index: ClipIndex, row: int) -> Any:
+        decoded.append(row)
+        return read(index, row)
+
+    monkeypatch.setattr("kinetok.pipelines.data.feed.HELD_BYTES", room)
+    monkeypatch.setattr(ClipIndex, "read_clip", counted)
+    assert same(stream(ClipFeed(clips, "train", 1), count=6), expected)
+    assert len(expected["seed_B"]) == 3 * len(set(decoded)) and len(decoded) == epochs_decoded * len(set(decoded))
+
+
 def test_features_of_other_pixels_or_content_are_refused(make_clips: Any, finish: Finish) -> None:
     clips = make_clips(2)
     recipe = ClipIndex.open(clips).recipe
