@@ -3,7 +3,8 @@
 
 Sample p of the job is the same clip with the same seed whatever the number of workers, loader processes or the micro-batch, and whether
 features come from a cache or are computed on the fly (contract 5). Clips are decoded when they are needed, in the training worker itself
-or in `loaders` processes beside it; those of a small split only the first time. Not covered: the order itself (`order.py`), augmentation (a trainable's own affair, from `seed_B`).
+or in `loaders` processes beside it; those of a small split only the first time. Not covered: the order itself (`order.py`), augmentation
+(a trainable's own affair, from `seed_B`).
 
 Legend: B samples, T H W C frames, rows, columns, colours; D t h w trunk features.
 """
