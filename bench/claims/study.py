@@ -99,6 +99,8 @@ CLIP_BATCH, TEXT_BATCH, JUDGE_BATCH, SAMPLED_BATCH = 32, 32, 64, 64
 NUMBERS: Final = TOKENIZER.encoder.tokens * TOKENIZER.encoder.token_width
 """Of all a clip's tokens."""
 LR = 1e-3
+ENCODER_RATE = 0.05
+"""Of the joint stage's encoder over `LR`: at the whole rate its tokens lose much of what clips differ by before the U-Net listens."""
 LIMIT = 192
 """Positions of a sequence; none here is longer."""
 DRAWS = 2
@@ -360,7 +362,7 @@ def _stage(study: Study, unit: Unit, name: str) -> Figures:
         return figures | written
 
     steps = budget.joint if name in ("joint", "unconditional") else budget.refine
-    return unit.run(build, batch, measure, Course(steps, LR, study.seed))
+    return unit.run(build, batch, measure, Course(steps, LR, study.seed, rates={"encoder": ENCODER_RATE} if joint else {}))
 
 
 def _stage_tokens(study: Study, name: str) -> Tensor:

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -69,6 +69,8 @@ class Course:
     lr: float
     seed: int
     measured_at: tuple[int, ...] = ()
+    rates: dict[str, float] = field(default_factory=dict)
+    """Learning rates of single modules over `lr`, as of `PlayerConfig`."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Loop:
         ((_, self.player),) = trainable.players.items()
         self.trained = [parameter for parameter in self.player.parameters() if parameter.requires_grad]
         self.parameters = sum(parameter.numel() for parameter in self.trained)
-        self.optimizer = adamw(self.player, PlayerConfig(lr=course.lr, betas=(0.9, 0.99), weight_decay=0.01))
+        self.optimizer = adamw(self.player, PlayerConfig(lr=course.lr, betas=(0.9, 0.99), weight_decay=0.01, rates=course.rates))
         self.average = Average({"player": self.player}, EMA)
         self.step, self.seconds = 0, 0.0
         self.marks: dict[str, object] = {}
@@ -164,7 +166,7 @@ class Loop:
         began = time.monotonic()
         self.step += 1
         for group in self.optimizer.param_groups:
-            group["lr"] = self.course.lr * min(1.0, self.step / WARMUP)
+            group["lr"] = group["rate"] * self.course.lr * min(1.0, self.step / WARMUP)
         self.optimizer.zero_grad()
         loss, _ = self.player(batch(self.step), self.step)
         loss.backward()
