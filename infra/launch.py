@@ -23,6 +23,8 @@ from kinetok.infra.storage import Folder
 from kinetok.infra.wheel import cached_wheel, unpacked
 
 if TYPE_CHECKING:
+    from ray.train.v2._internal.execution.callback import RayTrainCallback
+
     from kinetok.infra.training import Loop, Work
 
 RAY_DEFAULTS = {
@@ -51,6 +53,10 @@ MODEL_MEMORY = {
 """Environment of a process that runs a model, which allocates the same activations again and again: by default Linux takes the freed ones
 back, and maps and zeroes them anew, a page at a time. Worth a tenth of a training step on a CPU. An allocator that is not glibc's, or is
 older than a setting, leaves it out."""
+UNUSED = {"DatasetsCallback"}
+"""Parts of Ray Train that start a process for each training, three seconds of a core, to do nothing for ours: feeds are not Ray datasets."""
+UNUSED_ALONE = {"PlacementGroupCleanerCallback"}
+"""The same for what a cluster needs, so that it gets its CPUs back from a run that was lost; one of our own ends with the run."""
 PLENTY = 1e6
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 _STARTING = threading.Lock()
@@ -145,8 +151,16 @@ def run_workers(work: "Work") -> None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    unused = UNUSED if joins() else UNUSED | UNUSED_ALONE
+
+    class Trainer(TorchTrainer):
+        """Ray's, without the parts that are of no use here."""
+
+        def _create_default_callbacks(self) -> list["RayTrainCallback"]:
+            return [each for each in super()._create_default_callbacks() if type(each).__name__ not in unused]
+
     resources = work.resources
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _worker,
         train_loop_config={"work": work},
         scaling_config=ScalingConfig(

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -93,7 +93,7 @@ class _Runner:
     def __init__(self, job: Job, store: Store, steps: Sequence[Step], chosen: set[str], board: Board) -> None:
         self.store, self.board = store, board
         self.steps = {step.name: step for step in steps if step.name in chosen}
-        self.waiting = list(self.steps)
+        self.waiting = _longest_first(self.steps.values())
         self.running: dict[str, threading.Event] = {}
         """Stop events of the stages under way."""
         self.artifacts = {step.name: step.artifact for step in steps if step.artifact is not None}
@@ -311,6 +311,18 @@ class _Runner:
             self.board.rows[step.name].note = ""
         self.events.put(ray_job())
         capacity.require({step.name: step.stage.asks(step.resources)})
+
+
+def _longest_first(steps: Collection[Step]) -> list[str]:
+    """Names of `steps`, which stand after what they are made of: those first that most stages wait for one after the other, ties as given.
+
+    Where CPUs are too few for all that is ready, the chain that ends last must not wait for what nobody needs soon.
+    """
+    chain = dict.fromkeys((step.name for step in steps), 0)
+    for step in reversed(list(steps)):
+        for above in chain.keys() & set(step.upstream):
+            chain[above] = max(chain[above], chain[step.name] + 1)
+    return sorted(chain, key=lambda name: -chain[name])
 
 
 class _Mirror:
