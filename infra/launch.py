@@ -54,7 +54,7 @@ MODEL_MEMORY = {
 back, and maps and zeroes them anew, a page at a time. Worth a tenth of a training step on a CPU. An allocator that is not glibc's, or is
 older than a setting, leaves it out."""
 UNUSED = {"DatasetsCallback"}
-"""Parts of Ray Train that start a process for each training, three seconds of a core, to do nothing for ours: feeds are not Ray datasets."""
+"""Parts of Ray Train that start a process for each training, three seconds of a core, for nothing: our feeds are not Ray datasets."""
 UNUSED_ALONE = {"PlacementGroupCleanerCallback"}
 """The same for what a cluster needs, so that it gets its CPUs back from a run that was lost; one of our own ends with the run."""
 PLENTY = 1e6

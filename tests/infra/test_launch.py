@@ -44,6 +44,13 @@ def test_only_an_error_that_would_come_again_ends_the_turn(
     assert work.out.exists(outcome_name("0001-a")) == recorded
 
 
+def test_the_parts_of_ray_train_that_are_left_out_are_there() -> None:
+    """By name, as Ray has no switch for them: another version may call them otherwise, and start them again."""
+    from ray.train.v2.api import data_parallel_trainer
+
+    assert all(hasattr(data_parallel_trainer, name) for name in launch.UNUSED | launch.UNUSED_ALONE)
+
+
 @pytest.mark.ray
 def test_a_local_cluster_listens_on_loopback_alone(ray_cluster: None) -> None:
     import ray

@@ -101,6 +101,14 @@ def test_independent_stages_run_side_by_side(toys: ModuleType, tmp_path: Path, m
     assert go(toys, tmp_path)[0].succeeded
 
 
+def test_what_most_stages_wait_for_is_built_first(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide(monkeypatch, 1)
+    raw = toys.raw_job(tmp_path)
+    raw["stages"] = {"alone": {"kind": "numbers"}, **raw["stages"]}
+    assert run(toys.parse_job(raw, toys.CATALOG), Store(Folder(str(tmp_path))), console=Console(file=StringIO())).succeeded
+    assert toys.built == ["few", "many", "total", "alone", "other", "last"]
+
+
 @pytest.mark.parametrize("feeding", [False, True])
 def test_stages_whose_cpus_do_not_fit_wait_and_one_too_big_runs_alone(
     toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feeding: bool
