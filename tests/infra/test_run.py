@@ -104,7 +104,7 @@ def test_independent_stages_run_side_by_side(toys: ModuleType, tmp_path: Path, m
 def test_what_most_stages_wait_for_is_built_first(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wide(monkeypatch, 1)
     raw = toys.raw_job(tmp_path)
-    raw["stages"] = {"alone": {"kind": "numbers"}, **raw["stages"]}
+    raw["stages"] = {"alone": {"kind": "numbers", "count": 4}, **raw["stages"]}
     assert run(toys.parse_job(raw, toys.CATALOG), Store(Folder(str(tmp_path))), console=Console(file=StringIO())).succeeded
     assert toys.built == ["few", "many", "total", "alone", "other", "last"]
 
