@@ -4,14 +4,15 @@ Every training run is a unit that is kept in the work folder: a second call cont
 nothing left to train only writes the rows. Seeds may be trained by several calls at once, each its own seeds; `--only` narrows a call
 to some rungs. Steps are set by `--steps` (the base's; a grown stage gets a third of them) and belong to the units: another number
 needs another folder, or another start, and is refused. Rows: docs/results.md and docs/results/promag.json, from all seeds that the
-work folder holds. `--stored` needs no unit: it measures the baselines and judges the rows of the JSON file by the rules of today.
+work folder holds; rows of the JSON file that it does not hold stay, each with its own command. `--stored` needs no unit: it measures
+the baselines and judges the rows of the JSON file by the rules of today.
 """
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -86,12 +87,17 @@ def main() -> None:
 def again(material: Material) -> None:
     """The stored rows, judged anew beside today's baselines."""
     found = baselines(material, f"{SCRIPT} --stored")
-    own = {row.claim for row in found.rows}
-    put([*found.rows, *(judged(row, found.references) for row in read(FIGURES) if row.claim not in own)])
+    put([*found.rows, *stored(found.rows, found.references)])
+
+
+def stored(measured: Sequence[Row], references: Mapping[str, float]) -> list[Row]:
+    """Rows of the JSON file whose claims are not among those measured now, judged anew."""
+    own = {row.claim for row in measured}
+    return [judged(row, references) for row in read(FIGURES) if row.claim not in own]
 
 
 def report(material: Material) -> None:
-    """Rows from every seed and start in the work folder, each start with the number of steps that it was trained for."""
+    """Rows from every seed and start in the work folder, each start with the number of steps it was trained for, and the stored others."""
     try:
         started = {start: ladders for start in STARTS if (ladders := material.ladders(start))}
         if not started:
@@ -101,6 +107,7 @@ def report(material: Material) -> None:
             Evidence(ladders, material.source, command(material, start, ladders), found.references) for start, ladders in started.items()
         ]
         rows = [*found.rows, *(row for each in evidence for row in each.all())]
+        rows += stored(rows, found.references)
     except OtherBudget as other:
         sys.exit(str(other))
     put(rows)

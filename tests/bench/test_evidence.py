@@ -100,7 +100,6 @@ SPOILT: list[tuple[str, dict[str, Figures]]] = [
     ("key observation", {"direct16": {"kept": 21.9}}),
     ("key observation", {"base": {"subsampled": 21.9}, "direct16": {"kept": 21.8}}),
     ("growing beats direct extension, 8x, all", {"direct8": {"psnr": 25.4}}),
-    ("growing beats direct extension, 8x, all", {"direct8": {"psnr": 22.9}}),
     ("growing beats direct extension, 8x, all", {"direct8": {"psnr": 20.0}, "grown8": {"psnr": 22.9}}),
     ("growing beats direct extension, 8x, new", {"direct8": {"marks": {"800": {"psnr": 22.0, "seconds": 1.0}}}}),
     ("growing beats direct extension, 16x, all", {"direct16": {"psnr": 25.0}}),
