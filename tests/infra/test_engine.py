@@ -1,5 +1,8 @@
 """An engine on a CPU needs no compiler; what engines compute is tested with the loop."""
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -31,3 +34,17 @@ def test_nothing_is_compiled_on_a_cpu(process_group: None, tmp_path: Path, monke
     engine.step()
     assert not torch.equal(engine.module.net.weight, before)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_does_not_wait_for_the_import_of_mlflow() -> None:
+    script = """
+        import sys
+
+        import torch
+        from kinetok.infra.engine import _quiet
+
+        _quiet(torch.device("cpu"))
+        assert "deepspeed" in sys.modules and "mlflow" not in sys.modules
+        import mlflow  # still there for who wants it
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
