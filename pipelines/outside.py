@@ -1,17 +1,19 @@
 """Weights that others trained and a job names by path or hub id: what they hold, for keys, and bringing them here before a run.
 
 A plan only reads what is on this machine (`facts`), a run downloads the rest first (`fetch`). The digests are of content, so that other
-weights under the same name are another stage. Not covered: tokenizers (`models.py`), how the weights are used.
+weights under the same name are another stage. Not covered: tokenizers of video (`models.py`), how the weights are used.
 """
 
 import hashlib
+import re
 from pathlib import Path
 
 from kinetok.infra.errors import DataError, StoreError
 
 CHUNK = 64 << 20
-ENCODER_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
-"""What transformers reads of an encoder and its tokenizer."""
+MODEL_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
+"""What transformers reads of a model and its tokenizer."""
+_SHA256 = re.compile("[0-9a-f]{64}")
 _LATER = "is not on this machine yet; a run downloads it from the Hugging Face hub"
 
 
@@ -38,8 +40,8 @@ def fetch_lpips(weights: str) -> None:
         raise StoreError(str(error)) from error
 
 
-def encoder_digests(path: str) -> dict[str, str]:
-    """sha256 of every file of a text encoder, in a folder or of the hub. StoreError where it is not on this machine, or is none."""
+def model_digests(path: str) -> dict[str, str]:
+    """sha256 of every file of a model of transformers, in a folder or of the hub. StoreError where it is not here, or is none."""
     from huggingface_hub import snapshot_download
 
     from kinetok.pipelines.models import CONFIG, is_hub_id
@@ -48,15 +50,15 @@ def encoder_digests(path: str) -> dict[str, str]:
         folder = Path(snapshot_download(path, local_files_only=True)) if is_hub_id(path) else Path(path)
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} {_LATER}") from error
-    files = sorted({file for pattern in ENCODER_FILES for file in folder.glob(pattern)})
+    files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
     names = {file.name for file in files}
     if CONFIG not in names or not any(name.endswith(".safetensors") for name in names):
         raise StoreError(f"{path} {_LATER if is_hub_id(path) else f'holds no {CONFIG} with weights in safetensors beside it'}")
     return {file.name: _digest(file) for file in files}
 
 
-def fetch_encoder(path: str) -> None:
-    """Download a text encoder of the hub. StoreError where the hub does not give it."""
+def fetch_model(path: str) -> None:
+    """Download a model of transformers from the hub. StoreError where the hub does not give it."""
     from huggingface_hub import snapshot_download
 
     from kinetok.pipelines.models import is_hub_id
@@ -64,12 +66,15 @@ def fetch_encoder(path: str) -> None:
     if not is_hub_id(path):
         return
     try:
-        snapshot_download(path, allow_patterns=list(ENCODER_FILES), ignore_patterns=["*/*"])
+        snapshot_download(path, allow_patterns=list(MODEL_FILES), ignore_patterns=["*/*"])
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} is no folder here, and the Hugging Face hub gives no model of that name: {error}") from error
 
 
 def _digest(file: Path) -> str:
+    """sha256 of a file. The hub's cache has it in the names of large files, which are links, and weights of gigabytes need not be read."""
+    if file.is_symlink() and _SHA256.fullmatch(file.resolve().name):
+        return file.resolve().name
     state = hashlib.sha256()
     with file.open("rb") as stream:
         while data := stream.read(CHUNK):

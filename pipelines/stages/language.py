@@ -13,6 +13,7 @@ from pydantic import Field, StrictInt
 
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ContractError
+from kinetok.infra.fingerprint import Plain, plain
 from kinetok.infra.fit import FitConfig, fit, fit_problems
 from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.infra.storage import Folder
@@ -47,6 +48,24 @@ class Language(Stage, FitConfig):
     tasks: Annotated[tuple[AnyTask, ...], Field(min_length=1)]
     group: Annotated[StrictInt, Field(ge=1)] | None = None
     """Samples in a row of one task and about one length; None takes a whole step."""
+
+    def fetch(self) -> None:
+        """Download a language model that only the hub has."""
+        from kinetok.pipelines.outside import fetch_model
+
+        if self._pretrained is not None:
+            fetch_model(self._pretrained)
+
+    def facts(self) -> Mapping[str, Plain]:
+        """Digests of the files of a language model by path or id. Raises StoreError where it is not here."""
+        from kinetok.pipelines.outside import model_digests
+
+        return {} if self._pretrained is None else {"language": plain(model_digests(self._pretrained))}
+
+    @property
+    def _pretrained(self) -> str | None:
+        """Path or id of the language model that a fresh one begins with."""
+        return getattr(self.model.language, "path", None) if self.model is not None else None
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
         """What would otherwise end the training when it starts, hours after the job did."""

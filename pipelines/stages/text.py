@@ -31,16 +31,16 @@ class Text(Stage):
 
     def fetch(self) -> None:
         """Download an encoder that only the hub has."""
-        from kinetok.pipelines.outside import fetch_encoder
+        from kinetok.pipelines.outside import fetch_model
 
         if self.text.path is not None:
-            fetch_encoder(self.text.path)
+            fetch_model(self.text.path)
 
     def facts(self) -> Mapping[str, Plain]:
         """Digests of the files of an encoder by path or id, whose name says nothing of them. Raises StoreError where it is not here."""
-        from kinetok.pipelines.outside import encoder_digests
+        from kinetok.pipelines.outside import model_digests
 
-        return {} if self.text.path is None else {"encoder": plain(encoder_digests(self.text.path))}
+        return {} if self.text.path is None else {"encoder": plain(model_digests(self.text.path))}
 
     def asks(self, resources: Resources) -> tuple[Ask, ...]:
         return (Ask("model actor", resources.worker),)

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ConfigError
-from kinetok.infra.fingerprint import Plain
+from kinetok.infra.fingerprint import Plain, plain
 from kinetok.infra.fit import SUMMARY, FitConfig, fit, fit_problems
 from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.stages.clips import Clips
@@ -62,17 +62,25 @@ class Train(Stage, FitConfig):
     objective: ObjectiveConfig = Field(default_factory=ReconstructionObjective)
 
     def fetch(self) -> None:
-        """Download weights of LPIPS that only the hub has."""
-        from kinetok.pipelines.outside import fetch_lpips
+        """Download what only the hub has: weights of LPIPS, a divot's vision transformer."""
+        from kinetok.pipelines.outside import fetch_lpips, fetch_model
 
-        if (weights := self._lpips) is not None:
-            fetch_lpips(weights)
+        if self._lpips is not None:
+            fetch_lpips(self._lpips)
+        if self._vit is not None:
+            fetch_model(self._vit)
 
     def facts(self) -> Mapping[str, Plain]:
-        """Digest of the weights of LPIPS, where the loss has them. Raises DataError or StoreError where they are not here."""
-        from kinetok.pipelines.outside import lpips_digest
+        """Digests of weights of others that the job names. Raises DataError or StoreError where they are not here."""
+        from kinetok.pipelines.outside import lpips_digest, model_digests
 
-        return {} if self._lpips is None else {"lpips": lpips_digest(self._lpips)}
+        lpips: dict[str, Plain] = {} if self._lpips is None else {"lpips": lpips_digest(self._lpips)}
+        return lpips if self._vit is None else lpips | {"vit": plain(model_digests(self._vit))}
+
+    @property
+    def _vit(self) -> str | None:
+        """The vision transformer below a new divot."""
+        return self.model.vit.path if isinstance(self.model, DivotConfig) else None
 
     @property
     def _lpips(self) -> str | None:

@@ -4,11 +4,13 @@ The files and the work are those of `encode`; a clip is one window, of which the
 (`kinetok.tokenizers.divot.vit`).
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from kinetok.infra.fingerprint import Plain, plain
 from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.stages.encode import encode
 from kinetok.tokenizers.base import Count
@@ -35,6 +37,19 @@ class Vit(Stage):
     """Type the features are stored in."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     """More quarantined clips than this fraction fail the stage."""
+
+    def fetch(self) -> None:
+        """Download a transformer that only the hub has."""
+        from kinetok.pipelines.outside import fetch_model
+
+        if self.vit.path is not None:
+            fetch_model(self.vit.path)
+
+    def facts(self) -> Mapping[str, Plain]:
+        """Digests of the files of a transformer by path or id, whose name says nothing of them. Raises StoreError where it is not here."""
+        from kinetok.pipelines.outside import model_digests
+
+        return {} if self.vit.path is None else {"vit": plain(model_digests(self.vit.path))}
 
     def asks(self, resources: Resources) -> tuple[Ask, ...]:
         return Ask("decode task", resources.decoder, beside=True), Ask("model actor", resources.worker)

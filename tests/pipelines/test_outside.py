@@ -1,5 +1,6 @@
 """Weights that others trained are part of a stage's identity by what they hold, and a plan downloads none."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import pytest
 
 from kinetok.infra.errors import DataError, StoreError
 from kinetok.infra.stage import Stage
-from kinetok.pipelines.outside import encoder_digests
+from kinetok.pipelines.outside import model_digests
 from kinetok.pipelines.stages.evaluate import Evaluate
+from kinetok.pipelines.stages.language import Language
 from kinetok.pipelines.stages.reconstruct import Reconstruct
 from kinetok.pipelines.stages.text import Text
 from kinetok.pipelines.stages.train import Train
+from kinetok.pipelines.stages.vit import Vit
 
 CAUSAL = {"kind": "causal", "channels": 4, "mult": [1], "strides": [], "groups": 2}
+UNTRAINED = {"kind": "untrained", "width": 8, "hidden": 8, "depth": 1, "heads": 1, "key_heads": 1}
 STEPS = {"steps": 1, "global_batch": 1, "optimizers": {"autoencoder": {"lr": 1e-3}}}
 
 
@@ -23,11 +27,18 @@ def stages(lpips: str | None, text: str | None) -> list[Stage]:
     perceptual = {} if lpips is None else {"objective": {"perceptual": {"weights": lpips}}}
     measured = {} if lpips is None else {"lpips": lpips}
     encoder = {} if text is None else {"encoder": "t5", "path": text}
+    vit = {} if text is None else {"path": text}
+    divot = {"steps": 1, "global_batch": 1, "objective": {"kind": "divot"}, "optimizers": {"divot": {"lr": 1e-3}}}
+    speaks = UNTRAINED if text is None else {"kind": "pretrained", "path": text}
+    spoken = {"steps": 1, "global_batch": 1, "optimizers": {"divot_lm": {"lr": 1e-3}}, "tasks": [{"kind": "captioning"}]}
     return [
         Train.model_validate({"data": "clips", "model": CAUSAL, **STEPS, **perceptual}),
         Evaluate.model_validate({"data": "clips", "models": ["base"], **measured}),
         Reconstruct.model_validate({"data": "clips", "model": "base", **measured}),
         Text.model_validate({"data": "clips", "text": encoder}),
+        Vit.model_validate({"data": "clips", "vit": vit}),
+        Train.model_validate({"data": "clips", "model": {"kind": "divot", "vit": vit}, **divot}),
+        Language.model_validate({"tokens": ["tokens"], "model": {"language": speaks}, **spoken}),
     ]
 
 
@@ -48,7 +59,7 @@ def test_other_content_under_the_same_name_is_another_stage(tmp_path: Path) -> N
 
 
 def test_what_names_no_weights_has_the_facts_it_had() -> None:
-    assert [stage.facts() for stage in stages(None, None)] == [{}] * 4
+    assert [stage.facts() for stage in stages(None, None)] == [{}] * 7
     for stage in stages(None, None):
         stage.fetch()
 
@@ -84,9 +95,20 @@ def test_a_plan_downloads_nothing_and_a_run_does(tmp_path: Path, monkeypatch: py
         asked.clear()
 
 
+def test_the_hubs_own_digest_of_a_large_file_is_taken(tmp_path: Path) -> None:
+    save(tmp_path, b"one")
+    file = tmp_path / "t5" / "model.safetensors"
+    read = model_digests(str(tmp_path / "t5"))
+    assert read[file.name] == sha256(b"one").hexdigest()
+    blob = file.rename(tmp_path / read[file.name])
+    file.symlink_to(blob)
+    blob.write_bytes(b"is not read")
+    assert model_digests(str(tmp_path / "t5")) == read
+
+
 def test_what_is_nowhere_is_named(tmp_path: Path) -> None:
     for stage in stages(str(tmp_path / "vgg.pth"), None)[:3]:
         with pytest.raises(DataError, match=r"vgg\.pth is no file here"):
             stage.facts()
     with pytest.raises(StoreError, match=r"holds no config\.json with weights in safetensors beside it"):
-        encoder_digests(str(tmp_path))
+        model_digests(str(tmp_path))
