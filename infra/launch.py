@@ -23,8 +23,6 @@ from kinetok.infra.storage import Folder
 from kinetok.infra.wheel import cached_wheel, unpacked
 
 if TYPE_CHECKING:
-    from ray.train.v2._internal.execution.callback import RayTrainCallback
-
     from kinetok.infra.training import Loop, Work
 
 RAY_DEFAULTS = {
@@ -156,8 +154,9 @@ def run_workers(work: "Work") -> None:
     class Trainer(TorchTrainer):
         """Ray's, without the parts that are of no use here."""
 
-        def _create_default_callbacks(self) -> list["RayTrainCallback"]:
-            return [each for each in super()._create_default_callbacks() if type(each).__name__ not in unused]
+        def _create_default_callbacks(self) -> list[object]:
+            every = super()._create_default_callbacks()  # type: ignore[misc]  # the second version's
+            return [each for each in every if type(each).__name__ not in unused]
 
     resources = work.resources
     trainer = Trainer(
