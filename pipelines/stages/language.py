@@ -17,6 +17,7 @@ from kinetok.infra.fingerprint import Plain, plain
 from kinetok.infra.fit import FitConfig, fit, fit_problems
 from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.infra.storage import Folder
+from kinetok.llm.divot.language import PretrainedLanguage
 from kinetok.llm.divot.model import DivotLMConfig
 from kinetok.llm.divot.training import DivotLMObjective
 from kinetok.pipelines.data.language_tasks import Answering, AnyTask, Storytelling, task_names
@@ -65,7 +66,8 @@ class Language(Stage, FitConfig):
     @property
     def _pretrained(self) -> str | None:
         """Path or id of the language model that a fresh one begins with."""
-        return getattr(self.model.language, "path", None) if self.model is not None else None
+        language = None if self.model is None else self.model.language
+        return language.path if isinstance(language, PretrainedLanguage) else None
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
         """What would otherwise end the training when it starts, hours after the job did."""
