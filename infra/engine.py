@@ -84,7 +84,7 @@ def _quiet(device: torch.device) -> None:
 def _absent(package: str) -> Iterator[None]:
     """Let imports in the block do without `package` unless it is there already.
 
-    DeepSpeed imports its autotuner, which imports MLflow where it is installed: four fifths of the time that DeepSpeed takes to import, and
+    DeepSpeed imports its autotuner, which imports MLflow where it is installed: most of the time that DeepSpeed takes to import, and
     nothing here tunes.
     """
     if package in sys.modules:

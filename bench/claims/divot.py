@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from divot_evidence import Evidence
-from rows import Row, read, write
+from rows import Row, kept, write
 from study import ORDER, Budget, Material, Study
 from unit import OutOfTime, aside
 
@@ -69,8 +69,7 @@ def report(material: Material, budget: Budget, steps: int) -> None:
         *Evidence(studies, f"python bench/claims/divot.py --steps {steps} --seeds {seeds} --minutes 120").all(),
         *costs(material.work / COSTS),
     ]
-    own = {row.claim for row in rows}
-    rows += [row for row in read(FIGURES) if row.claim not in own]
+    rows += kept(FIGURES, rows)
     write(rows, ROOT / "docs" / "results.md", FIGURES)
     print(f"{len(rows)} rows")
 

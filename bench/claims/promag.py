@@ -20,7 +20,7 @@ from baselines import baselines
 from evidence import STARTS, Evidence
 from ladder import Budget, Ladder, Material
 from latents import RUNGS, generator
-from rows import Row, read, write
+from rows import Row, kept, write
 from unit import OtherBudget, OutOfTime
 from verdicts import judged
 
@@ -92,8 +92,7 @@ def again(material: Material) -> None:
 
 def stored(measured: Sequence[Row], references: Mapping[str, float]) -> list[Row]:
     """Rows of the JSON file whose claims are not among those measured now, judged anew."""
-    own = {row.claim for row in measured}
-    return [judged(row, references) for row in read(FIGURES) if row.claim not in own]
+    return [judged(row, references) for row in kept(FIGURES, measured)]
 
 
 def report(material: Material) -> None:

@@ -50,6 +50,12 @@ def read(figures: Path) -> list[Row]:
     return [Row(**row) for row in json.loads(figures.read_text())]
 
 
+def kept(figures: Path, measured: Sequence[Row]) -> list[Row]:
+    """The rows of a JSON file whose claims are not among those measured now."""
+    own = {row.claim for row in measured}
+    return [row for row in read(figures) if row.claim not in own]
+
+
 def table(rows: Sequence[Row]) -> str:
     """Markdown, with the commands that made it."""
     lines = ["| claim | measured | aim | holds | seeds |", "|---|---|---|---|---|"]

@@ -67,7 +67,7 @@ def key_observation(values: Values) -> bool:
 
 
 def growing(values: Values) -> bool:
-    return number(values, "gain") >= GAIN and beat(values, CLIP_MEAN, "grown") and complete(values)
+    return number(values, "gain") >= GAIN and beat(values, CLIP_MEAN, "grown", "direct") and complete(values)
 
 
 def lost(rate: str) -> Callable[[Values], bool]:
@@ -108,7 +108,7 @@ RULES = (
     Rule(f"{CLIP_MEAN} (baseline)", "to be beaten", None),
     Rule("untrained transform coders (baseline)", "for comparison", None, (CLIP_MEAN,)),
     Rule("key observation", f"4x ahead, both above the {KEPT_MEAN}, all steps", key_observation, (KEPT_MEAN,)),
-    Rule("growing beats direct extension", f">= +{GAIN}, the grown {ABOVE}, all steps", growing, (CLIP_MEAN,)),
+    Rule("growing beats direct extension", f">= +{GAIN}, both {ABOVE}", growing, (CLIP_MEAN,)),
     *(Rule(f"little is lost, 4x to {rate}", f"<= {LOST[rate]}, {rate} {ABOVE}", lost(rate), (CLIP_MEAN,)) for rate in LOST),
     Rule("mixing matters", f"ordered, the default {ABOVE}", mixing, (CLIP_MEAN,)),
     Rule("lever, grown 8x", f"a gain, both {ABOVE}", lever, (CLIP_MEAN,)),

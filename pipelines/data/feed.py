@@ -30,7 +30,7 @@ from kinetok.pipelines.data.token_shards import SHARDS_HELD, Shards, TokenShards
 FEATURES = "features"
 HELD_BYTES = 2**28
 """A split whose pixels fit into that is held by each process that reads it, once decoded. Without it a training of a few clips on a CPU
-decodes for as long as it computes: a clip in the middle of a video costs all frames since the key frame before it."""
+decodes for as long as it computes: a clip in the middle of a video costs all frames before it."""
 
 
 @dataclass(frozen=True)
