@@ -36,7 +36,7 @@ class PretrainedLanguage(Config):
 
 
 class UntrainedLanguage(Config):
-    """A Mistral of these sizes with random weights, over bytes."""
+    """A Mistral of these sizes with random weights, over bytes and `words`."""
 
     kind: Literal["untrained"] = "untrained"
     width: Count
@@ -46,6 +46,8 @@ class UntrainedLanguage(Config):
     heads: Count
     key_heads: Count
     """Heads of keys and values; divides `heads`."""
+    words: str = ""
+    """Words, separated by spaces, that are one id each, as a pretrained model's vocabulary has them; all other text is bytes."""
     vocabulary: Count | None = None
     """Rows of the embedding; None makes as many as there are ids."""
     positions: Count = 32768
@@ -73,7 +75,7 @@ class LoRAConfig(Config):
 
 def read_vocabulary(config: LanguageConfig) -> Vocabulary:
     """The vocabulary of a model, without the model."""
-    return Vocabulary.from_pretrained(config.path) if isinstance(config, PretrainedLanguage) else Vocabulary.of_bytes()
+    return Vocabulary.from_pretrained(config.path) if isinstance(config, PretrainedLanguage) else Vocabulary.of_bytes(config.words.split())
 
 
 def build_language(config: LanguageConfig) -> "tuple[PreTrainedModel, Vocabulary]":

@@ -2,9 +2,11 @@
 
 Six tags around clips and 256 frame tokens, `<frame_00000>` and so on, of which the first are the places of a clip's tokens: a
 placeholder where a clip is shown, a learned query where one is made. Text comes from strangers, so a tag written in it is read as
-plain letters. For runs without a network there is a vocabulary of bytes. Not covered: the rows of the embedding (`language.py`).
+plain letters. For runs without a network there is a vocabulary of bytes and, if wanted, of some words. Not covered: the rows of the
+embedding (`language.py`).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
@@ -20,6 +22,8 @@ MOST_TOKENS: Final = 256
 """Frame tokens, the most tokens that a clip can have."""
 BYTES: Final = ("<pad>", "<s>", "</s>", "<unk>")
 """What the vocabulary of bytes begins with."""
+MOST_IDS: Final = 2**15
+"""Of that vocabulary: more than words that somebody lists need."""
 
 
 class Vocabulary:
@@ -88,21 +92,26 @@ class Vocabulary:
         return cls(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
 
     @classmethod
-    def of_bytes(cls) -> Self:
-        """One id for each byte of UTF-8; needs no file."""
-        return cls(byte_tokenizer())
+    def of_bytes(cls, words: Sequence[str] = ()) -> Self:
+        """One id for each byte of UTF-8, and for each of `words`, with the space before it and without; needs no file."""
+        return cls(byte_tokenizer(words))
 
 
-def byte_tokenizer() -> "PreTrainedTokenizerBase":
-    """Reads bytes, and knows no visual token yet."""
+def byte_tokenizer(words: Sequence[str] = ()) -> "PreTrainedTokenizerBase":
+    """Reads bytes and `words`, and knows no visual token yet."""
     import_transformers()
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    letters = (*BYTES, *sorted(pre_tokenizers.ByteLevel.alphabet()))
-    backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    # Pairs are merged until every word is one id; the parts of words on the way there keep theirs.
+    trainer = trainers.BpeTrainer(
+        vocab_size=MOST_IDS, min_frequency=1, special_tokens=list(BYTES), initial_alphabet=letters, show_progress=False
+    )
+    backend.train_from_iterator([before + word for word in words for before in ("", " ")], trainer)
     pad, begin, end, unknown = BYTES
     marks = {"pad_token": pad, "bos_token": begin, "eos_token": end, "unk_token": unknown}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **marks)  # type: ignore[no-untyped-call]

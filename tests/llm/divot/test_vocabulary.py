@@ -11,6 +11,15 @@ def test_text_comes_back(vocabulary: Vocabulary) -> None:
     assert vocabulary.decode([vocabulary.bos, *vocabulary.encode(text), *vocabulary.frames, vocabulary.eos]) == text
 
 
+def test_a_word_is_one_id_and_other_text_is_bytes_as_without_it(vocabulary: Vocabulary) -> None:
+    worded = Vocabulary.of_bytes(["red", "disc"])
+    assert len(worded.encode("red disc red")) == 3
+    assert worded.encode("a") == vocabulary.encode("a")
+    assert len(worded.encode("redder discs, édisc")) < len(vocabulary.encode("redder discs, édisc"))
+    assert worded.decode(worded.encode("redder discs, édisc red")) == "redder discs, édisc red"
+    assert worded.tokenizer.get_vocab() == Vocabulary.of_bytes(["red", "disc"]).tokenizer.get_vocab()
+
+
 def test_visual_tokens_are_262_new_ids(vocabulary: Vocabulary) -> None:
     assert len(set(vocabulary.visual)) == len(vocabulary.visual) == 6 + MOST_TOKENS
     assert len(vocabulary) == len(byte_tokenizer()) + len(vocabulary.visual)
