@@ -47,7 +47,7 @@ class UntrainedLanguage(Config):
     key_heads: Count
     """Heads of keys and values; divides `heads`."""
     words: str = ""
-    """Words, separated by spaces, that are one id each, as a pretrained model's vocabulary has them; all other text is bytes."""
+    """Words, separated by spaces, that are one id each, as in a pretrained model's vocabulary; other text is bytes and parts of words."""
     vocabulary: Count | None = None
     """Rows of the embedding; None makes as many as there are ids."""
     positions: Count = 32768

@@ -11,7 +11,7 @@ def test_text_comes_back(vocabulary: Vocabulary) -> None:
     assert vocabulary.decode([vocabulary.bos, *vocabulary.encode(text), *vocabulary.frames, vocabulary.eos]) == text
 
 
-def test_a_word_is_one_id_and_other_text_is_bytes_as_without_it(vocabulary: Vocabulary) -> None:
+def test_a_word_is_one_id_and_other_text_comes_back(vocabulary: Vocabulary) -> None:
     worded = Vocabulary.of_bytes(["red", "disc"])
     assert len(worded.encode("red disc red")) == 3
     assert worded.encode("a") == vocabulary.encode("a")
