@@ -48,5 +48,5 @@ SMALL = DivotConfig(
             z=16, channels=32, mult=(1, 2), blocks=1, attention=(0, 1), head_width=16, groups=8, context=64, split=None, dropout=0.0
         ),
     ),
-    sampler=SamplerConfig(steps=4, eta=0.0, spacing="trailing", guidance=1.0),
+    sampler=SamplerConfig(steps=1, eta=0.0, spacing="trailing", guidance=1.0),
 )
