@@ -75,6 +75,9 @@ class Resources(Config):
     """Clips of one forward pass when encoding or evaluating; micro-batch of one training worker."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward pass when encoding and evaluating."""
+    tile: Annotated[StrictInt, Field(ge=1)] | None = None
+    """Cells along an edge that a convolution yields at a time when encoding, evaluating and generating, for large frames on a GPU; None:
+    all. The result is the same to rounding."""
     zero: Annotated[StrictInt, Field(ge=0, le=3)] = 0
     """DeepSpeed ZeRO stage of training."""
     recompute: bool = False

@@ -15,8 +15,8 @@ from kinetok.llm.cost import FLOAT, Flops, dit_flops, saved_bytes
 from kinetok.llm.dit import DiTConfig, VideoDiT
 from kinetok.llm.presets import SizeName, dit
 from kinetok.llm.training import DIT, DiffusionObjective, DiTTrainable
-from kinetok.tokenizers.base import Batch
-from kinetok.tokenizers.causal.chunks import ChunkPlan, latent_steps
+from kinetok.tokenizers.base import Batch, latent_steps
+from kinetok.tokenizers.causal.chunks import ChunkPlan
 
 CHUNKS = ChunkPlan()
 RATES = (4, 8, 16)

@@ -5,6 +5,7 @@ which text it listens to and how it was trained is not in its weights: whoever k
 of `kinetok.tokenizers.card`, which also makes the cards of tokenizers).
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
@@ -15,7 +16,7 @@ from kinetok.tokenizers.card import LOSS, NOTICE, OTHERS, fields, table
 if TYPE_CHECKING:
     from torch import nn
 
-    from kinetok.llm.dit import VideoDiT
+    from kinetok.llm.dit import DiTConfig, VideoDiT
     from kinetok.llm.divot.model import DivotLM
     from kinetok.llm.text import TextConfig
 
@@ -36,6 +37,12 @@ _GENERATOR_USE = """## Use
 A `generate` stage with `model` samples it, and its tokenizer decodes what it drew; its weights are those of `kinetok.llm.dit.VideoDiT`.
 
 Meant for research. A generated video shows what the training clips and their captions showed, biases included: nothing in it was filmed.
+"""
+
+_GENERATOR_OPEN = """## What the description leaves open
+
+ProMAG (arXiv 2501.05442) trains a latent diffusion transformer on its tokens and does not describe it. What was chosen here:
+
 """
 
 _LANGUAGE_USE = """## Use
@@ -69,6 +76,7 @@ def generator_card(model: "VideoDiT", objective: BaseModel | None = None) -> str
             _HEAD.format(tag="text-to-video", title="Video generator", what=what),
             table(("", ""), [_parameters(model)]),
             _GENERATOR_USE,
+            _GENERATOR_OPEN + table(("left open", "chosen", "field"), list(_of_generator(config))),
             *_numbers(config, objective),
             NOTICE.format(what=PROMAG),
         ]
@@ -107,6 +115,23 @@ def belongs(tokens: TokenSpec, text: "tuple[TextConfig, str] | None" = None) -> 
         )
         rows += [("text encoder", f"{encoder}, {config.max_tokens} tokens"), ("its weights (sha256)", f"`{weights}`")]
     return "\n## What it belongs to\n\nIt is of no use with another one.\n\n" + table(("", ""), rows)
+
+
+def _of_generator(config: "DiTConfig") -> Iterator[tuple[str, str, str]]:
+    """What is open of the transformer, what stands for it, and where that is set."""
+    yield "its size", f"{config.depth} blocks of {config.width} channels and {config.heads} heads", "`width`, `depth`, `heads`, `mlp_ratio`"
+    yield "how latents become tokens", f"{config.patch[0]} steps x {config.patch[1]} x {config.patch[1]} cells a token", "`patch`"
+    yield (
+        "positions",
+        f"rotary on three axes; a step's place in its chunk of {config.chunk}, and the chunk's number, are embedded",
+        "`chunk`",
+    )
+    yield "how time and text enter", "AdaLN-zero whose projection all blocks share; cross-attention to the text", ""
+    yield (
+        "what it is trained by",
+        "flow matching; its sampler is Euler's, with classifier-free guidance",
+        "the objective's; `sampler` of a job",
+    )
 
 
 def _parameters(model: "nn.Module") -> tuple[str, str]:

@@ -44,14 +44,17 @@ class DiTConfig(Config):
     z: Count
     """Latent channels."""
     width: Count
+    """Channels of a token."""
     depth: Count
     """Blocks."""
     heads: Count
+    """Of each attention; a head has `width / heads` channels."""
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     """Width of the MLP's hidden layer over `width`."""
     patch: tuple[Count, Count] = (1, 1)
     """Latent steps, and latent cells along an edge, of one token."""
     text_width: Count
+    """Numbers of one text token's embedding."""
     chunk: Count
     """Latent steps of one 17-frame chunk: 5 at 4x, 3 at 8x, 2 at 16x."""
 

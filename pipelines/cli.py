@@ -331,12 +331,17 @@ for _command in DIVOT:
 @click.option("--batch-size", default=4, show_default=True)
 @click.option("--workers", default=1, show_default=True, help="Model actors.")
 @click.option("--gpus", default=0.0, show_default=True, help="Of one actor.")
-def tokenize(model: str, source: str, out: str, csv: str | None, **options: float) -> None:
+@click.option("--chunk", type=click.IntRange(min=1), help="Encode clips in chunks of so many frames, 17 in ProMAG, and join their latents.")
+@click.option("--overlap", type=click.IntRange(min=0), default=0, help="Frames that neighbouring chunks share; 4 in ProMAG.")
+@click.option(
+    "--tile", type=click.IntRange(min=1), help="Convolve tiles of so many cells an edge, for large pictures; the result is the same."
+)
+def tokenize(model: str, source: str, out: str, csv: str | None, **options: float | None) -> None:
     """Turn videos into token shards with a finished tokenizer; no job file needed."""
     from kinetok.pipelines.tokenize import settings, summary, tokenize
 
-    recipe, resources = settings(options)
-    _console().print(summary(tokenize(model, source, out, csv=csv, recipe=recipe, resources=resources)))
+    recipe, resources, chunks = settings(options)
+    _console().print(summary(tokenize(model, source, out, csv=csv, recipe=recipe, resources=resources, chunks=chunks)))
 
 
 @main.command()

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from kinetok.infra.errors import DataError, StoreError
+from kinetok.infra.fingerprint import Plain, plain
 
 CHUNK = 64 << 20
 MODEL_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
@@ -69,6 +70,33 @@ def fetch_model(path: str) -> None:
         snapshot_download(path, allow_patterns=list(MODEL_FILES), ignore_patterns=["*/*"])
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} is no folder here, and the Hugging Face hub gives no model of that name: {error}") from error
+
+
+def file_digest(path: str, field: str) -> str:
+    """sha256 of a file of weights that `field` of a job names. DataError where it is none."""
+    if not (file := Path(path)).is_file():
+        raise DataError(f"{field}: {path} is no file here; download it, and name its path")
+    return _digest(file)
+
+
+def network_digests(*, clip: str | None = None, i3d: str | None = None, lpips: str | None = None) -> dict[str, Plain]:
+    """What is in the networks that measure videos, of those that are named. Raises as those that digest them."""
+    found: dict[str, Plain] = {}
+    if clip is not None:
+        found["clip"] = plain(model_digests(clip))
+    if i3d is not None:
+        found["i3d"] = file_digest(i3d, "i3d")
+    if lpips is not None:
+        found["lpips"] = lpips_digest(lpips)
+    return found
+
+
+def fetch_networks(*, clip: str | None = None, lpips: str | None = None) -> None:
+    """Download those that are named and only the hub has. StoreError where it does not give them."""
+    if clip is not None:
+        fetch_model(clip)
+    if lpips is not None:
+        fetch_lpips(lpips)
 
 
 def _digest(file: Path) -> str:

@@ -11,7 +11,6 @@ Legend: B C T H W pixels.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -30,7 +29,7 @@ from kinetok.tokenizers.base import Tokenizer, TokenSpec
 from kinetok.tokenizers.causal.chunks import ChunkPlan, blend
 from kinetok.tokenizers.causal.rung import Rung
 from kinetok.tokenizers.causal.streaming import DecodeStream, EncodeStream
-from kinetok.tokenizers.causal.tiling import LayerwiseTiling
+from kinetok.tokenizers.causal.tiling import tiled
 from kinetok.tokenizers.divot.tokenizer import WINDOW_SEEDS, DivotTokenizer
 from kinetok.tokenizers.metrics import Fidelity
 
@@ -111,8 +110,7 @@ def round_trip(
             fit, fps = _fit(reader.info, tokenizer, codec.spec.spatial, way.size), way.fps or reader.info.fps
             shown = reader.frames_at((number / fps for number in count()), height=fit.scaled[0], width=fit.scaled[1])
             frames = _kept(map(fit.crop, shown), originals)
-            tiling = nullcontext() if way.tile is None else LayerwiseTiling(way.tile)
-            with written_aside(str(out.resolve())) as aside, open(aside, "wb") as file, mp4_writer(file, fps) as write, tiling:
+            with written_aside(str(out.resolve())) as aside, open(aside, "wb") as file, mp4_writer(file, fps) as write, tiled(way.tile):
                 for restored_BCTHW in codec.pieces(frames):
                     if not restored_BCTHW.shape[2]:
                         continue

@@ -23,6 +23,7 @@ from kinetok.pipelines.stages.clips import Clips
 from kinetok.pipelines.stages.encode import Encode
 from kinetok.pipelines.stages.ingest import Ingest
 from kinetok.pipelines.stages.model import Model
+from kinetok.tokenizers.causal.chunks import ChunkPlan
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ def tokenize(
     *,
     recipe: IndexRecipe,
     resources: Resources,
+    chunks: ChunkPlan | None = None,
     csv: str | None = None,
     console: Console | None = None,
 ) -> Tokenized:
     """Write the tokens of every video of `source` below `out`; run it again to continue. Raises KinetokError where a stage fails.
 
     `model` is what `kinetok.load` takes; `source` is tars (`s3://b/{000000..000099}.tar`) or a folder, with an optional WebVid CSV.
+    Clips longer than a chunk go through in `chunks`, whose latents are joined; None encodes each at once.
     """
     job = Job(
         name="tokenize",
@@ -56,7 +59,7 @@ def tokenize(
             "model": Model(where=model),
             "videos": Ingest(source=source, csv=csv),
             "clips": Clips(videos=Ref("videos"), **dict(recipe)),
-            "tokens": Encode(data=Ref("clips"), model=Ref("model"), max_bad_fraction=recipe.max_bad_fraction),
+            "tokens": Encode(data=Ref("clips"), model=Ref("model"), chunks=chunks, max_bad_fraction=recipe.max_bad_fraction),
         },
     )
     store = Store(Folder(out))
@@ -69,13 +72,19 @@ def tokenize(
     return Tokenized(clips, tokens)
 
 
-def settings(options: Mapping[str, float]) -> tuple[IndexRecipe, Resources]:
-    """Options of the command line (fps, frames, size, batch_size, workers, gpus) as recipe and resources; ConfigError out of range."""
+def settings(options: Mapping[str, float | None]) -> tuple[IndexRecipe, Resources, ChunkPlan | None]:
+    """Options of the command line (fps, frames, size, batch_size, workers, gpus, tile, chunk, overlap) as recipe, resources and chunks;
+    ConfigError out of range."""
     fps, frames, size = (options[name] for name in ("fps", "frames", "size"))
-    given = {name: options[name] for name in ("batch_size", "workers", "gpus")}
+    given = {name: options[name] for name in ("batch_size", "workers", "gpus", "tile")}
     try:
         recipe = IndexRecipe.model_validate({"fps": fps, "frames": frames, "height": size, "width": size, "max_bad_fraction": 1.0})
-        return recipe, Resources.model_validate({**given, "dtype": "bf16" if options["gpus"] else "fp32"})
+        resources = Resources.model_validate({**given, "dtype": "bf16" if options["gpus"] else "fp32"})
+        if options["chunk"] is None:
+            if options["overlap"]:
+                raise ConfigError("--overlap: chunks share frames, and clips are encoded at once; give --chunk too")
+            return recipe, resources, None
+        return recipe, resources, ChunkPlan.model_validate({"frames": options["chunk"], "overlap": options["overlap"]})
     except ValidationError as error:
         raise ConfigError("\n".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())) from error
 

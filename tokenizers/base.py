@@ -166,7 +166,14 @@ class Geometry:
 
     def latent_steps(self, frames: int) -> int:
         """Latent steps of a video of so many frames, padding included."""
-        return 1 + (self.legal_frames(frames) - 1) // self.temporal
+        return latent_steps(frames, self.temporal, self.window)
+
+
+def latent_steps(frames: int, temporal: int, window: int | None = None) -> int:
+    """Latent steps of `frames` pixel frames encoded at once: one for the first, and one for each `temporal` of the further ones, whose
+    number is padded to a multiple of `window`; None: of `temporal`."""
+    step = window or temporal
+    return 1 + -(-(frames - 1) // step) * step // temporal
 
 
 @dataclass

@@ -58,6 +58,7 @@ def train(ladder: Ladder, name: str) -> None:
     """One unit and all that it needs; diffusion transformers on the transform start only, which their row is of."""
     if name.startswith("dit-"):
         if ladder.start != "dct":
+            print(f"{name}: trained with --starts dct alone, which its row is of")
             return
         generator(ladder, name.removeprefix("dit-"))
     else:

@@ -44,9 +44,6 @@ class Decoding(Config):
     """Ids are drawn from the likeliest ones that have so much probability together."""
 
 
-GREEDY = Decoding(temperature=0)
-
-
 @dataclass(frozen=True)
 class StoryPart:
     """A text and the clip that follows it."""

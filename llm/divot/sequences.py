@@ -68,9 +68,9 @@ class Packed:
 
 
 def describe(vocabulary: Vocabulary, clips_CND: Tensor, caption: str, *, limit: int, media: Media = "video") -> Packed:
-    """The clips, then their caption, which is cut to `limit` positions in all."""
+    """The clips, then their caption, which is cut to `limit` positions in all. Of clips without a caption nothing is learned."""
     draft = Draft(vocabulary, limit).begin().read(clips_CND, media)
-    return draft.text(vocabulary.encode(caption), learned=True, room=1).end()
+    return draft.text(vocabulary.encode(caption), learned=True, room=1).end(learned=bool(caption))
 
 
 def depict(vocabulary: Vocabulary, caption: str, clips_CND: Tensor, *, limit: int, media: Media = "video") -> Packed:
@@ -82,7 +82,7 @@ def depict(vocabulary: Vocabulary, caption: str, clips_CND: Tensor, *, limit: in
 
 def answer(vocabulary: Vocabulary, clips_CND: Tensor, turns: Sequence[tuple[str, str]], *, limit: int, media: Media = "video") -> Packed:
     """Questions about the clips with their answers; the clips stand in the first. Turns that `limit` has no room for are left out; of the
-    first, the question is cut, and where the answer is long, that too: it then has half of the room."""
+    first, the question is cut, and where the answer is long, that too: it then has half of the room. Of an empty one no end is learned."""
     draft = Draft(vocabulary, limit).begin()
     for number, (question, reply) in enumerate(turns):
         before, after = vocabulary.encode("\n[INST] " if number else "[INST] "), vocabulary.encode(f"{question} [/INST]\n")
@@ -97,7 +97,7 @@ def answer(vocabulary: Vocabulary, clips_CND: Tensor, turns: Sequence[tuple[str,
                 closing = vocabulary.encode(" [/INST]\n")
                 after = [*vocabulary.encode(question)[: max(room - len(closing), 0)], *closing]
         draft.text(after).text(reply_ids, learned=True, room=1)
-    return draft.end()
+    return draft.end(learned=bool(turns[-1][1]))
 
 
 def follow(vocabulary: Vocabulary, caption: str, clips_CND: Tensor, *, limit: int, phrase: int = 0, media: Media = "video") -> Packed:
@@ -208,9 +208,9 @@ class Draft:
         """Clips that the model makes; whether it also learns to open and close them."""
         return self._clips(clips_CND, QUERY, media, learned=learned)
 
-    def end(self) -> Packed:
-        """The finished sample; its end is learned where nothing before it was cut."""
-        return self._put([self.vocabulary.eos], learned=not self.cut).prompt()
+    def end(self, *, learned: bool = True) -> Packed:
+        """The finished sample; its end is learned where nothing before it was cut, and not where it would follow upon nothing."""
+        return self._put([self.vocabulary.eos], learned=learned and not self.cut).prompt()
 
     def prompt(self) -> Packed:
         """The sample as it is, to be gone on with. ValueError where it is longer than the limit."""

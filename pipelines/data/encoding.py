@@ -41,6 +41,7 @@ from kinetok.pipelines.data.stream import blocks as blocks_of
 from kinetok.pipelines.data.token_shards import DTYPES, TOKENS, BadSample, Line, Sample, stored, write_shard
 from kinetok.tokenizers.base import DecodeRecipe, LowerStage, Tokenizer, Tokens, TokenSpec
 from kinetok.tokenizers.causal.chunks import ChunkPlan, encode_chunks, join_latents
+from kinetok.tokenizers.causal.tiling import tiled
 
 UNIT_BYTES = 32 << 20
 """Pixels of one decode task: large against the 15 ms that a block costs, small against memory."""
@@ -223,7 +224,7 @@ class Encoder:
         """Safetensors bytes of each clip of one micro-batch, or why there are none."""
         video_BCTHW = torch.from_numpy(pixels_BTHWC).to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         arithmetic = DTYPES[self.encoding.resources.dtype]
-        with torch.autocast(self.device.type, arithmetic, enabled=arithmetic is not torch.float32):
+        with torch.autocast(self.device.type, arithmetic, enabled=arithmetic is not torch.float32), tiled(self.encoding.resources.tile):
             tensors = self._forward(video_BCTHW)
         kept = {name: stored(tensor, DTYPES[self.encoding.dtype]) for name, tensor in tensors.items()}
         return [_payload({name: tensor[i] for name, tensor in kept.items()}) for i in range(len(pixels_BTHWC))]

@@ -196,10 +196,10 @@ def read_csv(url: str, split_csv: str | None = None) -> list[CsvRow]:
 def folder_videos(listing: Listing, rows: list[CsvRow] | None) -> list[SourceVideo]:
     """The videos of a folder in order: of the CSV where given (absent files with bytes None), else every file."""
     if rows is None:
-        stems = Counter(_stem(file.name) for file in listing.files)
-        named = [(file, _stem(file.name) if stems[_stem(file.name)] == 1 else file.name) for file in listing.files]
+        stems = Counter(stem(file.name) for file in listing.files)
+        named = [(file, stem(file.name) if stems[stem(file.name)] == 1 else file.name) for file in listing.files]
         return [SourceVideo(i // FOLDER_SHARD, file.name, file.bytes, video, "", video, None) for i, (file, video) in enumerate(named)]
-    by_stem = {_stem(file.name): file for file in reversed(listing.files)}
+    by_stem = {stem(file.name): file for file in reversed(listing.files)}
     videos = []
     for i, row in enumerate(rows):
         file = by_stem.get(row.path)
@@ -260,7 +260,8 @@ def _split(url: str) -> tuple[str, str]:
     return folder or "/", name
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+    """The name of a file of a video or picture without its ending; other names as they are."""
     head, dot, extension = name.rpartition(".")
     return head if dot and extension.lower() in VIDEO_EXTENSIONS | PICTURE_EXTENSIONS else name
 

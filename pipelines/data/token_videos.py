@@ -151,7 +151,7 @@ def held(names: Sequence[str], ids: pa.ChunkedArray, *, asker: str, holder: str,
         theirs = ", ".join(map(repr, pc.unique(videos.slice(0, EXAMPLES_OF)).to_pylist()[:EXAMPLES]))
         raise ContractError(
             f"{asker} names no video that {holder} holds: it names {', '.join(map(repr, names[:EXAMPLES]))}, {holder} {theirs or 'none'}; "
-            "call videos as they are called there: a file by its path without the ending, one in a tar as tar/key"
+            "call videos as they are called there: a file by its path, one in a tar as tar/key"
         )
     return here
 

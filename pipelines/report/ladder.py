@@ -24,6 +24,7 @@ from kinetok.pipelines.data.reasons import BadVideo
 from kinetok.pipelines.report.networks import Networks
 from kinetok.pipelines.report.tables import Line, RungCost
 from kinetok.tokenizers.base import Tokenizer, Tokens, TokenSpec
+from kinetok.tokenizers.causal.tiling import tiled
 from kinetok.tokenizers.metrics import clip_psnr, clip_ssim, mean_frame
 
 PSNR_CAP = 100.0
@@ -69,12 +70,13 @@ class ModelRung:
         self.model = model.to(self.device).eval()
         self.spec: TokenSpec = model.spec()
         self.stored = STORED[stored]
-        self.arithmetic = STORED[resources.dtype]
+        self.arithmetic, self.tile = STORED[resources.dtype], resources.tile
         self.cost = Cost()
 
     @torch.no_grad()
     def __call__(self, video_BCTHW: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, dtype=self.arithmetic, enabled=self.arithmetic != torch.float32):
+        arithmetic = torch.autocast(self.device.type, dtype=self.arithmetic, enabled=self.arithmetic != torch.float32)
+        with arithmetic, tiled(self.tile):
             video = video_BCTHW.to(self.device)
             with self._timed("encode_seconds"):
                 tokens = self.model.encode(video)

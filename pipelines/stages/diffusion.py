@@ -21,8 +21,8 @@ from kinetok.pipelines.stages.clips import Clips
 from kinetok.pipelines.stages.encode import Encode
 from kinetok.pipelines.stages.text import Text
 from kinetok.pipelines.stages.train import Train
+from kinetok.tokenizers.base import latent_steps
 from kinetok.tokenizers.causal.autoencoder import CausalConfig
-from kinetok.tokenizers.causal.chunks import latent_steps
 from kinetok.tokenizers.causal.grown import GrownConfig
 
 if TYPE_CHECKING:

@@ -155,6 +155,7 @@ class Sampler:
         self.stage, self.spec = stage, spec
         self.precision = torch.autocast(device.type, arithmetic, enabled=arithmetic is not torch.float32)
         self.model, self.tokenizer, self.text = model.to(device), tokenizer.to(device), text.to(device)
+        self.tile = resources.tile
         self.chunks = len(spec.plan.spans(stage.frames))
         self.seconds = {"sample_seconds": 0.0, "decode_seconds": 0.0}
 
@@ -177,6 +178,7 @@ class Sampler:
         from kinetok.llm.flow import euler_sample
         from kinetok.tokenizers.base import Tokens
         from kinetok.tokenizers.causal.chunks import decode_chunks
+        from kinetok.tokenizers.causal.tiling import tiled
 
         began, options = time.perf_counter(), self.stage
         text_BLE, mask_BL = self.text.encode(prompts)
@@ -189,7 +191,8 @@ class Sampler:
                 torch.cuda.synchronize()
             sampled = time.perf_counter()
             parts = [Tokens(latent_BZthw, self.spec.plan.frames) for latent_BZthw in latents]
-            video_BCTHW = decode_chunks(self.tokenizer, parts, self.spec.plan)[:, :, : options.frames].float().cpu()
+            with tiled(self.tile):
+                video_BCTHW = decode_chunks(self.tokenizer, parts, self.spec.plan)[:, :, : options.frames].float().cpu()
         self.seconds["sample_seconds"] += sampled - began
         self.seconds["decode_seconds"] += time.perf_counter() - sampled
         return video_BCTHW

@@ -58,17 +58,16 @@ class Reconstruct(Stage):
     seed: StrictInt = 0
 
     def fetch(self) -> None:
-        """Download weights of LPIPS that only the hub has."""
-        from kinetok.pipelines.outside import fetch_lpips
+        """Download CLIP and weights of LPIPS that only the hub has."""
+        from kinetok.pipelines.outside import fetch_networks
 
-        if self.lpips is not None:
-            fetch_lpips(self.lpips)
+        fetch_networks(clip=self.clip, lpips=self.lpips)
 
     def facts(self) -> Mapping[str, Plain]:
-        """Digest of the weights of LPIPS. Raises DataError or StoreError where they are not here."""
-        from kinetok.pipelines.outside import lpips_digest
+        """Digests of the networks that measure. Raises DataError or StoreError where one is not here."""
+        from kinetok.pipelines.outside import network_digests
 
-        return {} if self.lpips is None else {"lpips": lpips_digest(self.lpips)}
+        return network_digests(clip=self.clip, i3d=self.i3d, lpips=self.lpips)
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
         """Clips whose sides the model or LPIPS cannot take."""

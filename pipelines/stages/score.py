@@ -15,6 +15,7 @@ from pydantic import Field
 
 from kinetok.infra.artifact import Artifact
 from kinetok.infra.errors import ContractError, DataError
+from kinetok.infra.fingerprint import Plain
 from kinetok.infra.stage import Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.report.tables import FRAMES, GENERATION, SCORES, ClipScore, ClipScores, Generated, Generation, Protocol
 
@@ -48,6 +49,18 @@ class Score(Stage):
     """A CLIP, by folder or hub id, for CLIPSIM."""
     i3d: str | None = None
     """I3D as TorchScript, by path, for the Fréchet distance."""
+
+    def fetch(self) -> None:
+        """Download CLIP where only the hub has it."""
+        from kinetok.pipelines.outside import fetch_networks
+
+        fetch_networks(clip=self.clip)
+
+    def facts(self) -> Mapping[str, Plain]:
+        """Digests of the networks that measure. Raises DataError or StoreError where one is not here."""
+        from kinetok.pipelines.outside import network_digests
+
+        return network_digests(clip=self.clip, i3d=self.i3d)
 
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
         """A judge who is not told what is true, or the truth without a judge."""

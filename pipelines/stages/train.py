@@ -72,10 +72,16 @@ class Train(Stage, FitConfig):
 
     def facts(self) -> Mapping[str, Plain]:
         """Digests of weights of others that the job names. Raises DataError or StoreError where they are not here."""
-        from kinetok.pipelines.outside import lpips_digest, model_digests
+        from kinetok.pipelines.outside import file_digest, lpips_digest, model_digests
 
-        lpips: dict[str, Plain] = {} if self._lpips is None else {"lpips": lpips_digest(self._lpips)}
-        return lpips if self._vit is None else lpips | {"vit": plain(model_digests(self._vit))}
+        found: dict[str, Plain] = {}
+        if self._lpips is not None:
+            found["lpips"] = lpips_digest(self._lpips)
+        if self._vit is not None:
+            found["vit"] = plain(model_digests(self._vit))
+        if isinstance(self.objective, UNetObjective) and self.objective.dynamicrafter is not None:
+            found["dynamicrafter"] = file_digest(self.objective.dynamicrafter, "objective.dynamicrafter")
+        return found
 
     @property
     def _vit(self) -> str | None:

@@ -31,8 +31,14 @@ def test_every_field_stands_with_its_meaning() -> None:
     card = generator_card(VideoDiT(CONFIG))
     for name, info in type(CONFIG).model_fields.items():
         assert name == "kind" or f"| `{name}` |" in card
+        assert name == "kind" or info.description
         assert " ".join((info.description or "").split()) in card
     assert "| `head.components` |" in language_card(tiny()), "sections are entered"
+
+
+def test_a_generator_says_what_its_description_leaves_open() -> None:
+    card = generator_card(VideoDiT(CONFIG.model_copy(update={"depth": 3})))
+    assert "## What the description leaves open" in card and "3 blocks of" in card and "| positions | rotary on three axes" in card
 
 
 def test_a_saved_model_has_its_card_and_equal_models_have_equal_ones(tmp_path: Path) -> None:

@@ -141,11 +141,20 @@ def test_bf16_autocast_stays_close(model: VideoDiT, inputs: Inputs) -> None:
     assert (low - whole).square().mean() < 1e-3 * whole.square().mean()
 
 
-def test_full_sizes_are_built_without_their_memory() -> None:
+@pytest.mark.parametrize(
+    ("chunk", "grid"),
+    [(5, (5, 32, 32)), (5, (20, 24, 40)), (2, (40, 32, 32)), (2, (40, 64, 64))],
+    ids=["17 frames of 256 at 4x", "68 frames of 192x320 at 4x", "340 frames of 256 at 16x", "340 frames of 512 at 16x"],
+)
+def test_full_sizes_take_short_and_long_latents_without_their_memory(chunk: int, grid: tuple[int, int, int]) -> None:
+    with torch.device("meta"):
+        latent, text = torch.empty(1, 16, *grid), torch.empty(1, 7, 4096)
+        velocity = VideoDiT(dit("5b", z=16, chunk=chunk))(latent, torch.empty(1), text, torch.ones(1, 7, dtype=torch.bool))
+    assert velocity.shape == latent.shape
+
+
+def test_full_sizes_have_their_parameters() -> None:
     with torch.device("meta"):
         models = {size: VideoDiT(dit(size, z=16, chunk=5)) for size in SIZES}
-        latent, text = torch.empty(1, 16, 20, 24, 40), torch.empty(1, 7, 4096)
-        velocity = models["5b"](latent, torch.empty(1), text, torch.ones(1, 7, dtype=torch.bool))
-    assert velocity.shape == latent.shape
     billions = {size: sum(weight.numel() for weight in model.parameters()) / 1e9 for size, model in models.items()}
     assert billions == pytest.approx({"small": 0.00077, "1b": 1.42, "5b": 5.0}, rel=0.03)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -180,6 +181,20 @@ def test_middle_size_divot_is_priced() -> None:
     assert found["joint"].trained == pytest.approx(278.2e6, rel=1e-3)
     assert found["language"].trained + found["language"].frozen == pytest.approx(1215.3e6, rel=1e-4)
     assert found["language"].trained - found["storyteller"].trained == 256 * 2048 + 2048 + 2048 * 2048 + 2048
+
+
+@pytest.mark.parametrize(("name", "millions"), [("joint", 1687.4), ("language", 467.3), ("reader", 366.3), ("writer", 449.5)])
+def test_full_size_divot_is_built_without_memory(name: str, millions: float, tmp_path: Path) -> None:
+    """What the job itself names, on the meta device; how many weights each of its trainings has is that of its published parts."""
+    frame_autoencoder(32, (1, 1, 1, 1), 1).save_pretrained(tmp_path)
+    path = next(path for path in JOBS if path.stem == "divot-7b")
+    job = load_job(path, STAGES, [f"base.where={tmp_path}"])
+    build, _ = _made(job.stages[name], job.stages, job.resources[name])  # type: ignore[arg-type]
+    with torch.device("meta"):
+        made = build()
+    weights = [weight for player in made.players.values() for weight in player.parameters() if weight.requires_grad]
+    assert all(weight.is_meta for weight in weights)
+    assert sum(weight.numel() for weight in weights) == pytest.approx(millions * 1e6, rel=2e-3)
 
 
 @pytest.mark.long

@@ -13,6 +13,7 @@ from kinetok.pipelines.outside import model_digests
 from kinetok.pipelines.stages.evaluate import Evaluate
 from kinetok.pipelines.stages.language import Language
 from kinetok.pipelines.stages.reconstruct import Reconstruct
+from kinetok.pipelines.stages.score import Score
 from kinetok.pipelines.stages.text import Text
 from kinetok.pipelines.stages.train import Train
 from kinetok.pipelines.stages.vit import Vit
@@ -39,6 +40,18 @@ def stages(lpips: str | None, text: str | None) -> list[Stage]:
         Vit.model_validate({"data": "clips", "vit": vit}),
         Train.model_validate({"data": "clips", "model": {"kind": "divot", "vit": vit}, **divot}),
         Language.model_validate({"tokens": ["tokens"], "model": {"language": speaks}, **spoken}),
+        Score.model_validate({"generated": ["shown"], "data": "clips", "clip": text}),
+        Reconstruct.model_validate({"data": "clips", "model": "base", "clip": text}),
+    ]
+
+
+def with_files(file: str) -> list[Stage]:
+    """Each kind that names a file of weights that no hub has."""
+    unet = {"steps": 1, "global_batch": 1, "optimizers": {"divot": {"lr": 1e-3}}, "model": {"kind": "divot"}}
+    return [
+        Score.model_validate({"generated": ["shown"], "data": "clips", "i3d": file}),
+        Reconstruct.model_validate({"data": "clips", "model": "base", "i3d": file}),
+        Train.model_validate({"data": "clips", **unet, "objective": {"kind": "divot_unet", "dynamicrafter": file}}),
     ]
 
 
@@ -58,8 +71,19 @@ def test_other_content_under_the_same_name_is_another_stage(tmp_path: Path) -> N
     assert [stage.key({}) for stage in stages(*save(tmp_path, b"one"))] == keys[0]
 
 
+def test_other_content_of_a_file_is_another_stage_and_a_missing_one_is_told_before_anything_runs(tmp_path: Path) -> None:
+    file, keys = tmp_path / "weights.pt", []
+    for stage in with_files(str(file)):
+        with pytest.raises(DataError, match=r"(i3d|objective\.dynamicrafter): .*weights\.pt is no file here"):
+            stage.facts()
+    for content in (b"one", b"two", b"one"):
+        file.write_bytes(content)
+        keys.append([stage.key({}) for stage in with_files(str(file))])
+    assert keys[0] == keys[2] and all(one != two for one, two in zip(*keys[:2], strict=True))
+
+
 def test_what_names_no_weights_has_the_facts_it_had() -> None:
-    assert [stage.facts() for stage in stages(None, None)] == [{}] * 7
+    assert [stage.facts() for stage in stages(None, None)] == [{}] * 9
     for stage in stages(None, None):
         stage.fetch()
 

@@ -16,9 +16,11 @@ from kinetok.pipelines.data.verify import problems
 from kinetok.pipelines.models import load
 from kinetok.pipelines.tokenize import settings, skipped, summary, tokenize
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
+from kinetok.tokenizers.causal.chunks import ChunkPlan
 
 RECIPE = IndexRecipe(fps=8, frames=5, height=16, width=16, shard_clips=4, max_bad_fraction=0.5, filters=Filters(min_side=8))
 QUIET = Console(file=io.StringIO())
+OPTIONS = {"fps": 8, "frames": 17, "size": 64, "batch_size": 4, "workers": 1, "gpus": 0, "tile": None, "chunk": None, "overlap": 0}
 
 
 @pytest.fixture
@@ -59,4 +61,14 @@ def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 def test_an_option_out_of_range_is_named() -> None:
     with pytest.raises(ConfigError, match=r"frames: .*greater than or equal to 1"):
-        settings({"fps": 8, "frames": 0, "size": 64, "batch_size": 4, "workers": 1, "gpus": 0})
+        settings(OPTIONS | {"frames": 0})
+    with pytest.raises(ConfigError, match=r"20 frames leave nothing new"):
+        settings(OPTIONS | {"chunk": 17, "overlap": 20})
+    with pytest.raises(ConfigError, match=r"give --chunk too"):
+        settings(OPTIONS | {"overlap": 4})
+
+
+def test_chunks_and_tiles_reach_the_stages() -> None:
+    assert settings(OPTIONS)[2] is None
+    recipe, resources, chunks = settings(OPTIONS | {"frames": 30, "chunk": 17, "overlap": 4, "tile": 64})
+    assert (recipe.frames, resources.tile, chunks) == (30, 64, ChunkPlan(frames=17, overlap=4))

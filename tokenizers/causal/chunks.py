@@ -2,7 +2,8 @@
 
 17 frames a chunk, and 4 shared frames where chunks overlap, are those of ProMAG (arXiv 2501.05442 and its project page): K chunks hold
 17 + 13 (K - 1) frames then, and 17 K without overlap. Memory is that of one chunk whatever the length. Overlap is counted in pixel
-frames everywhere; `latent_steps` is the one place that turns frames into latents. Not covered: one latent stream without seams, for
+frames everywhere; `latent_steps` is the one place that turns frames into latents. A model that pads videos to whole windows
+(`Geometry.window`) does so with every chunk. Not covered: one latent stream without seams, for
 which see `streaming`.
 
 Legend: B clips, C channels, T H W frames, rows, columns, Z latent channels, t h w latent positions.
@@ -16,7 +17,7 @@ import torch
 from pydantic import Field, StrictInt, model_validator
 from torch import Tensor
 
-from kinetok.tokenizers.base import Config, Count, Tokenizer, Tokens
+from kinetok.tokenizers.base import Config, Count, Tokenizer, Tokens, latent_steps
 
 Frame = TypeVar("Frame")
 
@@ -48,14 +49,9 @@ class ChunkPlan(Config):
             yield chunk
             chunk = chunk[max(len(chunk) - self.overlap, 0) :]
 
-    def steps(self, frames: int, temporal: int) -> list[int]:
+    def steps(self, frames: int, temporal: int, window: int | None = None) -> list[int]:
         """Latent steps of each chunk; their sum is the length of the joined latents."""
-        return [latent_steps(len(span), temporal) for span in self.spans(frames)]
-
-
-def latent_steps(frames: int, temporal: int) -> int:
-    """Latent steps of `frames` pixel frames encoded at once: one for the first, and one for each `temporal` further ones begun."""
-    return 1 + -(-(frames - 1) // temporal)
+        return [latent_steps(len(span), temporal, window) for span in self.spans(frames)]
 
 
 def encode_chunks(tokenizer: Tokenizer, video_BCTHW: Tensor, plan: ChunkPlan) -> list[Tokens]:
@@ -74,9 +70,9 @@ def join_latents(chunks: Iterable[Tokens]) -> Tensor:
     return torch.cat([tokens.values for tokens in chunks], dim=2)
 
 
-def split_latents(latent_BZthw: Tensor, plan: ChunkPlan, *, frames: int, temporal: int) -> list[Tokens]:
+def split_latents(latent_BZthw: Tensor, plan: ChunkPlan, *, frames: int, temporal: int, window: int | None = None) -> list[Tokens]:
     """Undo `join_latents` for a video of `frames` frames; ValueError where these are not as many steps as the latents have."""
-    steps = plan.steps(frames, temporal)
+    steps = plan.steps(frames, temporal, window)
     if sum(steps) != latent_BZthw.shape[2]:
         raise ValueError(
             f"{frames} frames in chunks of {plan.frames} with overlap {plan.overlap} are {sum(steps)} latent steps at {temporal}x, "

@@ -10,6 +10,7 @@ Legend: B clips, C channels, T H W frames, rows, columns, Z latent channels, t h
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from typing import Any, NamedTuple, TypeAlias
 
@@ -43,6 +44,11 @@ class LayerwiseTiling(TorchFunctionMode):
         if func in {F.conv2d, F.conv3d, torch.mkldnn_convolution}:
             return tiled_convolution(func, self.tile, *args, **named)
         return func(*args, **named)
+
+
+def tiled(tile: int | None) -> AbstractContextManager[object]:
+    """`LayerwiseTiling`, or nothing where `tile` is None."""
+    return nullcontext() if tile is None else LayerwiseTiling(tile)
 
 
 class Convolution(NamedTuple):

@@ -1,9 +1,9 @@
 """LTX-Video's autoencoder (arXiv 2501.00103; diffusers' AutoencoderKLLTXVideo), 8x32x32 with 128 channels.
 
-The encoder is causal and the first latent is the latent of the image; the decoder looks ahead, so what is grown upon it encodes a
-stream but does not decode one. One channel of the head is the log variance of all latent channels. Decoders that take a timestep
-(0.9.1 and later) decode at timestep 0, as diffusers' pipelines do unless told otherwise; decoders that add noise are refused, because
-their output is not a function of the latent.
+The encoder is causal and the first latent is the latent of the image; the decoder looks ahead. The class keeps no memory from piece to
+piece, so neither it nor what is grown upon it streams. One channel of the head is the log variance of all latent channels. Decoders that
+take a timestep (0.9.1 and later) decode at timestep 0, as diffusers' pipelines do unless told otherwise; decoders that add noise are
+refused, because their output is not a function of the latent.
 
 Legend: B clips, C pixel channels, T H W frames, rows, columns, D trunk width, Z latent channels, t h w latent positions.
 """

@@ -8,7 +8,7 @@ from tests.llm.divot.conftest import TOKENS, WIDTH, tiny
 from torch import Tensor
 
 from kinetok.llm.divot.collate import collate
-from kinetok.llm.divot.generation import GREEDY, Decoding, Draws, Stream, complete, draw_clips, draw_ids, make_clips, nth_seed, tell
+from kinetok.llm.divot.generation import Decoding, Draws, Stream, complete, draw_clips, draw_ids, make_clips, nth_seed, tell
 from kinetok.llm.divot.heads import DiffusionConfig, GMMConfig, HeadConfig
 from kinetok.llm.divot.mask import QUERY
 from kinetok.llm.divot.model import DivotLM, nth, pick
@@ -64,7 +64,7 @@ def test_several_draws_are_those_of_as_many_calls(model: DivotLM) -> None:
 @torch.no_grad()
 def test_greedy_ids_are_those_of_whole_passes(model: DivotLM, clips: Clips) -> None:
     prompt, banned = ask(model.vocabulary, clips(1), "what?"), model.vocabulary.visual
-    (said,) = Stream(model, [prompt]).say(Draws([0]), GREEDY.model_copy(update={"max_tokens": 5}), banned=banned, stop=-1)
+    (said,) = Stream(model, [prompt]).say(Draws([0]), Decoding(temperature=0, max_tokens=5), banned=banned, stop=-1)
     batch, ids = collate([prompt], [0], multiple=1), []
     for _ in range(5):
         logits_V = model.logits(model.hidden(model.embed(batch), None))[0, -1]
@@ -131,6 +131,6 @@ def test_nucleus_sampling() -> None:
     torch.testing.assert_close(drawn, torch.tensor([0.1, 0.4, 0.2, 0.3]), atol=0.04, rtol=0)
     assert set(draw_ids(logits_BV, uniform_B, Decoding(temperature=1, top_p=0.6)).tolist()) == {1, 3}
     assert set(draw_ids(logits_BV, uniform_B, Decoding(temperature=1, top_p=0.1)).tolist()) == {1}
-    assert set(draw_ids(logits_BV, uniform_B, GREEDY).tolist()) == {1}
+    assert set(draw_ids(logits_BV, uniform_B, Decoding(temperature=0)).tolist()) == {1}
     assert set(draw_ids(logits_BV, uniform_B, Decoding(temperature=0.01, top_p=1)).tolist()) == {1}
     assert draw_ids(logits_BV[:1], torch.tensor([1 - 1e-8]), Decoding(temperature=1, top_p=1)).item() == 0

@@ -105,6 +105,12 @@ def test_no_end_is_learned_after_what_was_cut(vocabulary: Vocabulary, clips: Cli
     assert _spelled(vocabulary, left_out, learned=True) == "a<vid></vid>"
 
 
+def test_of_a_clip_without_a_caption_nothing_is_learned(vocabulary: Vocabulary, clips: Clips) -> None:
+    """Else a model would learn to say nothing of a video."""
+    for packed in (describe(vocabulary, clips(1), "", limit=60), answer(vocabulary, clips(1), [("q", "")], limit=80)):
+        assert packed.ids_L[-1] == vocabulary.eos and set(packed.labels_L) == {IGNORED}
+
+
 @pytest.mark.parametrize("reply", ["yes", "y" * 100])
 def test_a_question_that_is_too_long_is_cut_and_its_marks_are_not(vocabulary: Vocabulary, clips: Clips, reply: str) -> None:
     talk = answer(vocabulary, clips(1), [("q" * 300, reply)], limit=100)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kinetok.llm.cost import training_cost
 from kinetok.llm.divot.collate import collate
-from kinetok.llm.divot.generation import GREEDY, complete, make_clips
+from kinetok.llm.divot.generation import Decoding, complete, make_clips
 from kinetok.llm.divot.heads import GMMConfig
 from kinetok.llm.divot.language import LoRAConfig
 from kinetok.llm.divot.model import DivotLM
@@ -116,4 +116,4 @@ def test_a_small_model_learns_to_read_and_to_write(mechanism: str) -> None:
     made_BND = make_clips(model, [ask_clip(vocabulary, name, instructed=False) for name in names], [5, 6])
     error = (made_BND[:, None] - clips_CND).square().mean((2, 3))
     assert error.diagonal().max() < 0.3 and min(error[0, 1], error[1, 0]) > 1
-    assert complete(model, [ask_caption(vocabulary, clip_ND[None]) for clip_ND in clips_CND], [0, 0], GREEDY) == names
+    assert complete(model, [ask_caption(vocabulary, clip_ND[None]) for clip_ND in clips_CND], [0, 0], Decoding(temperature=0)) == names

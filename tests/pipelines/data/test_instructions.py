@@ -41,6 +41,8 @@ def test_a_background_of_one_colour_is_asked_for() -> None:
     "line",
     [
         {"video": "v", "question": "Q?", "answer": "A"},
+        {"video": "v.mp4", "question": "Q?", "answer": "A"},
+        {"image": "v.JPG", "question": "Q?", "answer": "A"},
         {"image": "v", "questions": ["Q?"], "answers": ["A"]},
         {"video": "v", "data": ["Q?", "A"]},
         {"video": "v", "questions": [{"question": "Q?", "answer": "A"}]},
@@ -69,6 +71,12 @@ def test_each_of_several_questions_has_its_own_options() -> None:
     line = {"video": "v", "questions": ["Q?", "R?"], "answers": ["a", "free"], "options": [["a", "b"], []], "about": ["k", "l"]}
     ((found,), _) = parse(json.dumps(line), "f")
     assert [(asked.options, asked.about) for asked in found.questions] == [(("a", "b"), "k"), ((), "l")]
+
+
+def test_stories_name_the_files_of_their_clips_too() -> None:
+    line = {"request": "Tell.", "clips": ["a/one.mp4", "two.5/2000"], "texts": ["A.", "B."]}
+    (_, (story,)) = parse(json.dumps(line), "f")
+    assert story.clips == ("a/one", "two.5/2000")
 
 
 def test_the_example_file_is_sound() -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load
+from tests.tokenizers.causal.test_tiling import LargestConvolution
 
 from kinetok.infra.artifact import RECORD, Artifact, Counts, Record
 from kinetok.infra.errors import ContractError, DataError, QuarantineLimit, StoreError
@@ -23,6 +25,7 @@ from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.decode_task import decode_unit
 from kinetok.pipelines.data.retry import reopen
 from kinetok.pipelines.data.token_shards import TokenShards
+from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 
 SCRIPT = Path(__file__).with_name("tiny.py")
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -161,6 +164,23 @@ def test_an_attempt_with_another_model_is_refused(tiny: ModuleType, make_clips: 
     tiny.run_encode(clips, tmp_path / "out")
     with pytest.raises(ContractError, match="dtype: float32, float16"):
         tiny.run_encode(clips, tmp_path / "out", dtype="fp16")
+
+
+@pytest.mark.parametrize("content", ["tokens", "features"])
+def test_tiles_change_what_a_convolution_yields_at_a_time_and_nothing_else(content: Any, make_clips: Any) -> None:
+    """To the rounding of the type that numbers are stored in."""
+    from kinetok.pipelines.data.encoding import Encoder, Encoding
+
+    torch.manual_seed(0)
+    model = CausalTokenizer(CausalConfig(channels=8, mult=(1, 1), strides=((2, 2),), blocks=1, z=4, groups=4))
+    index, found, largest = ClipIndex.open(make_clips(1)), [], []
+    for tile in (None, 3):
+        encoder = Encoder(Encoding(lambda: model, content, "fp32", index.recipe, Resources(batch_size=1, tile=tile)))
+        with LargestConvolution() as seen:
+            found.append(load(encoder.encode(index.read_clip(0)[None])[0]))
+        largest.append(seen.positions)
+    assert largest[0] > 9 >= largest[1]
+    assert all(torch.allclose(whole, found[1][name], atol=1e-5) for name, whole in found[0].items())
 
 
 def test_not_finite_output_is_quarantined(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from kinetok.tokenizers.base import Tokens
+from kinetok.tokenizers.base import Tokens, latent_steps
 from kinetok.tokenizers.causal.autoencoder import CausalTokenizer
 from kinetok.tokenizers.causal.chunks import (
     ChunkPlan,
@@ -15,7 +15,6 @@ from kinetok.tokenizers.causal.chunks import (
     decode_chunks,
     encode_chunks,
     join_latents,
-    latent_steps,
     split_latents,
 )
 from kinetok.tokenizers.causal.grown import GrownTokenizer

@@ -57,6 +57,11 @@ def test_a_stream_gives_what_one_call_gives(
     torch.testing.assert_close(frames[:, :, : tokens.frames], model.decode(tokens), rtol=1e-4, atol=1e-4)
 
 
-def test_a_class_without_state_does_not_stream(make_model: MakeModel, adapt: Adapt, make_video: MakeVideo) -> None:
-    with pytest.raises(ValueError, match="a 'cosmos' model does not stream"):
-        EncodeStream(adapt(make_model("cosmos-4"))).push(make_video(1))
+@pytest.mark.parametrize(("name", "kind"), [("cosmos-4", "cosmos"), ("ltx", "ltx")])
+@pytest.mark.parametrize("grown", [False, True])
+def test_a_class_without_state_does_not_stream(
+    name: str, kind: str, grown: bool, make_model: MakeModel, adapt: Adapt, make_video: MakeVideo
+) -> None:
+    model = adapt(make_model(name))
+    with pytest.raises(ValueError, match=f"a '{kind}' model does not stream"):
+        EncodeStream(GrownTokenizer(GrownConfig(blocks=1, groups=4), model) if grown else model).push(make_video(1))
