@@ -21,6 +21,7 @@ from kinetok.infra.storage import Folder
 from kinetok.pipelines.catalog import STAGES
 from kinetok.pipelines.data import clip_index, sources, token_shards
 from kinetok.pipelines.report import tables
+from kinetok.tokenizers import catalog
 from kinetok.tokenizers.base import DecodeRecipe, TokenSpec
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,17 @@ COLUMNS = {
     "Clip index: a `clips` artifact": clip_index.SCHEMA.names,
     "Token and feature shards: an `encode` artifact": [*token_shards._INDEX.names, *token_shards._QUARANTINE.names],
 }
+
+
+def test_the_image_path_of_architecture_is_part_of_a_job_and_its_models_fit() -> None:
+    """Beside main.yaml's videos and clips; the image model is what the video model takes over."""
+    shown = yaml.safe_load(_fences(ROOT / "docs" / "architecture.md", "yaml")[0])
+    main = yaml.safe_load((ROOT / "pipelines" / "jobs" / "main.yaml").read_text())
+    stages = {name: main["stages"][name] for name in ("scenes", "videos", "clips")} | shown
+    job = parse_job({"name": "image", "store": "work", "stages": stages}, STAGES)
+    image, video = (job.stages[name].model for name in ("image", "base"))  # type: ignore[attr-defined]
+    assert image == video.image
+    catalog.build(video, catalog.build(image))
 
 
 def _fences(page: Path, language: str) -> list[str]:
