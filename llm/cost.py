@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Protocol, TypeVar
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from kinetok.llm.dit import FREQUENCIES, MODULATIONS, DiTConfig
 from kinetok.tokenizers.base import Batch, Tokenizer, Tokens
@@ -173,6 +177,73 @@ def training_cost(build: Callable[[], Trained], batch: Batch, *, bf16: bool = Fa
         flops=flops // len(batch[SEEDS]),
         activations=max(activations),
     )
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """What running a frozen tokenizer takes, one micro-batch at a time."""
+
+    parameters: int
+    """Of all models that it stands on, whether a pass needs them or not: they are on the worker."""
+    flops: int
+    """One sample."""
+    alive: int
+    """Bytes of a micro-batch that are held at once, at most, its pixels included."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes on one worker."""
+        return FLOAT * self.parameters + self.alive
+
+
+def pass_cost(
+    build: Callable[[], Tokenizer], run: Callable[[Tokenizer, Tensor], object], video_shape: Sequence[int], *, dtype: torch.dtype
+) -> PassCost:
+    """Cost of `run` on a micro-batch (B, 3, T, H, W) under autocast to `dtype`; no number is ever computed."""
+    with torch.device("meta"):
+        tokenizer = build()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        for model in standing(tokenizer):
+            _leave_meta(model)
+        weights = [weight for model in standing(tokenizer) for weight in (*model.parameters(), *model.buffers())]
+        with Alive(weights) as alive:
+            video_BCTHW = torch.empty(*video_shape)
+            flops = count_flops(lambda: run(tokenizer, video_BCTHW))
+    parameters = sum(weight.numel() for model in standing(tokenizer) for weight in model.parameters())
+    return PassCost(parameters, flops // video_shape[0], alive.peak)
+
+
+class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the tensors made inside, each storage once, that are alive at once: `peak` at most. `known` were made before.
+
+    (torch's own tracker of memory refuses a module that runs twice in a pass, as a trunk does at two rates.)
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._seen = WeakIdKeyDictionary({tensor.untyped_storage(): True for tensor in known})
+
+    def __torch_dispatch__(
+        self, func: Callable[..., object], types: Sequence[type], args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor) and (storage := made.untyped_storage()) not in self._seen:
+                self._seen[storage] = True
+                self._count(storage.nbytes())
+                finalize(storage, self._count, -storage.nbytes())
+        return result
+
+    def _count(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def standing(tokenizer: nn.Module) -> list[nn.Module]:
+    """A tokenizer and the frozen models below it, which are hidden from torch."""
+    below = [standing(model) for model in getattr(tokenizer, "_hidden", ())]
+    return [tokenizer, *(model for models in below for model in models)]
 
 
 def tokenizer_flops(build: Callable[[], Tokenizer], video_shape: Sequence[int]) -> tuple[int, int]:

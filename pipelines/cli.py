@@ -183,11 +183,13 @@ def cancel(submission: str, address: str) -> None:
 @_job
 @_set
 def estimate(job: str, overrides: tuple[str, ...]) -> None:
-    """Price the training stages of a job before it runs: parameters, FLOPs, memory."""
-    from kinetok.pipelines.estimate import estimate_table, outlines, trainings
+    """Price a job before it runs, the stages that train and those that run a tokenizer: parameters, FLOPs, memory."""
+    from kinetok.pipelines.estimate import encodings, estimate_table, outlines, run_outlines, run_table, trainings
 
     loaded, _ = _load(job, overrides, None)
     _console().print(estimate_table(outlines(loaded, trainings(loaded))))
+    if encodings(loaded):
+        _console().print(run_table(run_outlines(loaded)))
 
 
 @main.command()

@@ -1,10 +1,11 @@
-"""What the training stages of a job will compute and hold, before it is launched; and the token budget of a generator, as tables.
+"""What the stages of a job that train, and those that run a tokenizer, will compute and hold, before it is launched; and the token budget
+of a generator, as tables.
 
 Every model of the job is built without memory for its weights, so a job of full size is priced on a laptop, and nothing is downloaded
 for it: the models of the Hugging Face hub that the job files here name are built by their published numbers (`AUTOENCODERS`, and
 `PUBLISHED` in `kinetok.llm.divot.presets`), others must be on this machine; LPIPS has one architecture, whatever weights a job names.
-Not covered: stages that only run a model, what communication and kernels take on top (`kinetok.llm.cost`), the speed of a machine but for
-one assumed rate (`ASSUMED_TFLOPS`).
+Not covered: stages that run text encoders, generators and language models, what communication and kernels take on top
+(`kinetok.llm.cost`), the speed of a machine but for one assumed rate (`ASSUMED_TFLOPS`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,21 +21,25 @@ from kinetok.pipelines.data.language_tasks import Generation, Storytelling
 from kinetok.pipelines.stages.clips import Clips
 from kinetok.pipelines.stages.diffusion import Diffusion
 from kinetok.pipelines.stages.encode import Encode
+from kinetok.pipelines.stages.evaluate import Evaluate
 from kinetok.pipelines.stages.language import Language
 from kinetok.pipelines.stages.model import Model
 from kinetok.pipelines.stages.text import Text
 from kinetok.pipelines.stages.train import Train
+from kinetok.tokenizers.causal.chunks import ChunkPlan
 from kinetok.tokenizers.causal.training import ReconstructionObjective
 from kinetok.tokenizers.divot.tokenizer import DivotConfig
 from kinetok.tokenizers.divot.training import DivotObjective
 from kinetok.tokenizers.divot.unet_training import UNetObjective
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kinetok.infra.job import Job
     from kinetok.infra.plan import Step
     from kinetok.infra.stage import Resources, Stage
     from kinetok.llm.budget import Row
-    from kinetok.llm.cost import Memory, Trained, TrainingCost
+    from kinetok.llm.cost import Memory, PassCost, Trained, TrainingCost
     from kinetok.llm.divot.model import DivotLMConfig
     from kinetok.llm.presets import SizeName
     from kinetok.tokenizers.base import Batch, Tokenizer
@@ -92,6 +97,67 @@ def estimate(job: "Job", name: str) -> Estimate:
     cost = training_cost(*_made(stage, job.stages, resources), bf16=stage.precision == "bf16")
     memory = cost.memory(ema=stage.ema is not None, zero=resources.zero, workers=resources.workers)
     return Estimate(name, cost, memory, stage.global_batch, stage.steps, resources.workers * resources.gpus)
+
+
+def encodings(job: "Job") -> list[str]:
+    """The stages of the job that only run tokenizers, in the order that it runs them."""
+    return [name for name in job.order() if isinstance(job.stages[name], Encode | Evaluate)]
+
+
+def run_cost(job: "Job", name: str) -> "PassCost":
+    """One `encode`, or the dearest model of one `evaluate`. Raises as `estimate`."""
+    from kinetok.llm.cost import pass_cost
+    from kinetok.pipelines.data.token_shards import DTYPES
+    from kinetok.pipelines.models import growable
+    from kinetok.tokenizers.base import Tokens
+    from kinetok.tokenizers.causal.chunks import encode_chunks
+
+    stage, resources = job.stages[name], job.resources[name]
+    assert isinstance(stage, Encode | Evaluate)
+    clips = job.stages[stage.data]
+    assert isinstance(clips, Clips)
+
+    def run(model: "Tokenizer", video_BCTHW: "Tensor") -> None:
+        if isinstance(stage, Evaluate):
+            tokens = model.encode(video_BCTHW)
+            model.decode(Tokens(tokens.values, tokens.frames))
+        elif stage.content == "features":
+            growable(model).growth_features(video_BCTHW)
+        else:
+            encode_chunks(model, video_BCTHW, stage.chunks or ChunkPlan(frames=clips.frames))
+
+    def cost(model: str) -> "PassCost":
+        shape = (resources.batch_size, 3, clips.frames, clips.height, clips.width)
+        return pass_cost(lambda: _tokenizer(model, job.stages), run, shape, dtype=DTYPES[resources.dtype])
+
+    return max(map(cost, stage.models if isinstance(stage, Evaluate) else [stage.model]), key=lambda found: found.memory)
+
+
+def run_outlines(job: "Job") -> "Iterator[tuple[str, int, PassCost | str]]":
+    """Each stage of `encodings` with its micro-batch and its cost, or with why that is not known."""
+    for name in encodings(job):
+        try:
+            yield name, job.resources[name].batch_size, run_cost(job, name)
+        except (ConfigError, StoreError) as error:
+            yield name, job.resources[name].batch_size, f"unknown: {error}"
+
+
+def run_table(found: "Iterable[tuple[str, int, PassCost | str]]") -> Table:
+    """One row a stage, or why it has no figures; memory is of one worker."""
+    caption = (
+        "stages that run a tokenizer: memory of one worker at its most; workspaces of convolutions come on top, less of them with `tile`"
+    )
+    table = Table(header_style="bold", expand=False, caption=caption, caption_justify="left")
+    table.add_column("stage")
+    for column in ("parameters", "FLOPs/clip", "clips at once", "weights", "tensors alive", "memory"):
+        table.add_column(column, justify="right")
+    for name, batch, cost in found:
+        if isinstance(cost, str):
+            table.add_row(name, escape(cost))
+            continue
+        held = (cost.memory - cost.alive, cost.alive, cost.memory)
+        table.add_row(name, human_count(cost.parameters), human_count(cost.flops), str(batch), *map(human_bytes, held))
+    return table
 
 
 def unrecorded(job: "Job", steps: "Iterable[Step]") -> list[str]:

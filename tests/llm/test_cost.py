@@ -1,6 +1,7 @@
 """Costs said beforehand against the same model counted at work."""
 
 from collections.abc import Callable
+from itertools import accumulate
 
 import pytest
 import torch
@@ -15,13 +16,16 @@ from kinetok.llm.cost import (
     count_flops,
     dit_flops,
     dit_parameters,
+    pass_cost,
     saved_bytes,
+    standing,
     tokenizer_flops,
     training_cost,
 )
 from kinetok.llm.dit import DiTConfig, VideoDiT
 from kinetok.llm.presets import SIZES, dit
 from kinetok.llm.training import DiffusionObjective, DiTTrainable
+from kinetok.pipelines.models import growable
 from kinetok.tokenizers import catalog
 from kinetok.tokenizers.base import Batch, Tokenizer
 from kinetok.tokenizers.causal.presets import SMALL_4X, SMALL_GROWN
@@ -135,6 +139,41 @@ def test_a_base_under_adapters_is_scattered_by_zero_3_and_whole_beside_it() -> N
     cost = TrainingCost(trained=10, frozen=1000, base=800, flops=1, activations=0)
     assert [cost.memory(ema=ema, zero=2, workers=4).frozen for ema in (False, True)] == [FLOAT * 1000] * 2, "the average's copy shares it"
     assert cost.memory(ema=False, zero=3, workers=4).frozen == FLOAT * (1000 + 200)
+
+
+@pytest.mark.parametrize("grown", [False, True])
+@pytest.mark.parametrize("way", ["both", "features"])
+def test_what_a_pass_holds_is_what_it_allocates(grown: bool, way: str) -> None:
+    """Against torch's own record of a second pass, which the input is not in, of clips that outweigh the workspaces of convolutions;
+    and FLOPs against the counter's, of whole numbers."""
+    shape = (2, 3, 17, 64, 64)
+
+    def make() -> Tokenizer:
+        base = catalog.build(SMALL_4X)
+        return catalog.build(SMALL_GROWN, base) if grown else base
+
+    def work(model: Tokenizer, video_BCTHW: torch.Tensor) -> object:
+        return model.decode(model.encode(video_BCTHW)) if way == "both" else growable(model).growth_features(video_BCTHW)
+
+    model, video, found = make().eval(), torch.zeros(shape), pass_cost(make, work, shape, dtype=torch.float32)
+    assert found.parameters == sum(weight.numel() for each in standing(model) for weight in each.parameters())
+    assert len(standing(model)) == 1 + grown and found.memory == FLOAT * found.parameters + found.alive
+    with torch.no_grad():
+        work(model, video)
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work(model, video)
+    events = sorted((event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"), key=lambda at: at.start_ns())
+    peak = max(accumulate(event.nbytes() for event in events)) + video.untyped_storage().nbytes()
+    assert found.alive == pytest.approx(peak, rel=0.1)
+    with torch.no_grad():
+        assert found.flops == count_flops(lambda: work(model, video)) // 2
+
+
+def test_half_the_clips_and_half_the_bytes_are_less_alive() -> None:
+    def alive(clips: int, dtype: torch.dtype) -> int:
+        return pass_cost(make_base, lambda model, video: model.decode(model.encode(video)), (clips, 3, 17, 64, 64), dtype=dtype).alive
+
+    assert alive(1, torch.float32) < 0.6 * alive(2, torch.float32) and alive(2, torch.bfloat16) < alive(2, torch.float32)
 
 
 def test_flops_of_a_tokenizer() -> None:

@@ -8,13 +8,14 @@ import pytest
 from click.testing import CliRunner
 
 from kinetok.infra.job import Job, parse_job
-from kinetok.llm.cost import FLOAT, dit_flops, dit_parameters
+from kinetok.llm.cost import FLOAT, PassCost, dit_flops, dit_parameters
 from kinetok.llm.dit import DiTConfig
 from kinetok.pipelines.catalog import STAGES
 from kinetok.pipelines.cli import main
-from kinetok.pipelines.estimate import Estimate, estimates, human_count
+from kinetok.pipelines.estimate import Estimate, estimates, human_count, run_cost, run_outlines
 from kinetok.tokenizers import catalog
 from kinetok.tokenizers.causal.autoencoder import CausalConfig
+from kinetok.tokenizers.causal.chunks import ChunkPlan
 from kinetok.tokenizers.causal.presets import FULL_4X
 
 FIT = {"steps": 3, "global_batch": 4}
@@ -65,6 +66,19 @@ def test_every_training_stage_is_priced(found: dict[str, Estimate]) -> None:
     parameters = sum(weight.numel() for weight in catalog.build(CausalConfig.model_validate(SMALL)).parameters())
     assert found["base"].cost.trained == found["grown"].cost.frozen == parameters
     assert found["base"].flops == found["base"].cost.flops * 4 * 3
+
+
+def test_every_stage_that_runs_a_tokenizer_is_priced() -> None:
+    job = make_job()
+    rows = {name: cost for name, _, cost in run_outlines(job)}
+    assert list(rows) == ["trunk", "tokens"]
+    trunk, tokens = rows.values()
+    assert isinstance(trunk, PassCost) and isinstance(tokens, PassCost)
+    assert trunk.parameters == tokens.parameters and trunk.flops > tokens.flops, "features are of two rates"
+    chunked = job.model_copy(
+        update={"stages": job.stages | {"tokens": job.stages["tokens"].model_copy(update={"chunks": ChunkPlan(frames=5)})}}
+    )
+    assert run_cost(chunked, "tokens").alive < tokens.alive
 
 
 def test_a_generator_is_priced_by_its_closed_forms(found: dict[str, Estimate]) -> None:
