@@ -232,7 +232,7 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(made, Tensor) and (storage := made.untyped_storage()) not in self._seen:
                 self._seen[storage] = True
                 self._count(storage.nbytes())
-                finalize(storage, self._count, -storage.nbytes())
+                finalize(storage, self._count, -storage.nbytes()).atexit = False
         return result
 
     def _count(self, size: int) -> None:

@@ -16,7 +16,6 @@ from kinetok.infra.artifact import Artifact
 from kinetok.infra.config import Config
 from kinetok.infra.errors import DataError
 from kinetok.pipelines.data.scenes import COLOURS, MOTIONS, SHAPES, SceneSet, Shape
-from kinetok.pipelines.data.sources import stem
 
 QUESTIONS, STORIES, FACTS = "questions.jsonl", "stories.jsonl", "facts.jsonl"
 
@@ -133,8 +132,7 @@ def parse(text: str, where: str) -> tuple[list[Questions], list[Story]]:
     """The lines of a user's file: each a `Story`, a `Questions`, or a data set's own form.
 
     Known are {video or image, question or questions, answer or answers}, and {video or image, data: [question, answer, ...]}, either with
-    `options` (a list for each question; of one question it may stand by itself) and `about` (one for all, or a list). Videos may be named
-    with the ending of their file. Raises DataError
+    `options` (a list for each question; of one question it may stand by itself) and `about` (one for all, or a list). Raises DataError
     with the number of the first line that is none of them, or whose answer is not among its options.
     """
     questions: list[Questions] = []
@@ -143,8 +141,7 @@ def parse(text: str, where: str) -> tuple[list[Questions], list[Story]]:
         try:
             given = json.loads(line)
             if "request" in given:
-                clips = [_name(clip) for clip in _listed(given.get("clips"))]
-                stories.append(_same_length(Story.model_validate({**given, "clips": clips})))
+                stories.append(_same_length(Story.model_validate(given)))
             else:
                 questions.append(_answerable(Questions.model_validate(_plain(given))))
         except (ValidationError, ValueError, TypeError, KeyError) as error:
@@ -159,7 +156,7 @@ def parse(text: str, where: str) -> tuple[list[Questions], list[Story]]:
 
 def _plain(given: dict[str, Any]) -> dict[str, object]:
     """A data set's line as fields of `Questions`."""
-    video = _name(given.get("video", given.get("image")))
+    video = given.get("video", given.get("image"))
     if isinstance(data := given.get("data"), list):
         asked, said = data[::2], data[1::2]
     else:
@@ -171,11 +168,6 @@ def _plain(given: dict[str, Any]) -> dict[str, object]:
     each = zip(asked, _options(given, len(asked)), _about(given, len(asked)), strict=True)
     # What a question says of itself goes before what its line says.
     return {"video": video, "questions": [{"options": options, "about": about, **question} for question, options, about in each]}
-
-
-def _name(file: Any) -> Any:
-    """A video as kinetok calls it: data sets name its file."""
-    return stem(file) if isinstance(file, str) else file
 
 
 def _options(given: dict[str, Any], count: int) -> list[object]:

@@ -23,6 +23,7 @@ from kinetok.infra.errors import ContractError
 from kinetok.llm.divot.vocabulary import Media
 from kinetok.pipelines.data.instructions import Questions, Story
 from kinetok.pipelines.data.positions import Split
+from kinetok.pipelines.data.sources import stem
 from kinetok.pipelines.data.token_shards import TOKENS, TokenShards
 from kinetok.tokenizers.base import TokenSpec
 
@@ -151,9 +152,23 @@ def held(names: Sequence[str], ids: pa.ChunkedArray, *, asker: str, holder: str,
         theirs = ", ".join(map(repr, pc.unique(videos.slice(0, EXAMPLES_OF)).to_pylist()[:EXAMPLES]))
         raise ContractError(
             f"{asker} names no video that {holder} holds: it names {', '.join(map(repr, names[:EXAMPLES]))}, {holder} {theirs or 'none'}; "
-            "call videos as they are called there: a file by its path, one in a tar as tar/key"
+            "call videos as they are called there: a file by its path without the ending, one in a tar as tar/key"
         )
     return here
+
+
+def called(questions: Sequence[Questions], stories: Sequence[Story], ids: pa.ChunkedArray) -> tuple[list[Questions], list[Story]]:
+    """The lines with their videos called as these clips' ids call them: data sets name files, and an id has an ending only where two
+    files differ in nothing else. What is called otherwise stays as it is."""
+    asked = {line.video for line in questions} | {clip for story in stories for clip in story.clips}
+    files = sorted(name for name in asked if stem(name) != name)
+    either = pa.array([*files, *map(stem, files)], pa.string())
+    known = {name for name, here in zip(either.to_pylist(), pc.is_in(either, value_set=_videos(ids)).to_pylist(), strict=True) if here}
+    names = {name: stem(name) for name in files if name not in known and stem(name) in known}
+    return (
+        [line.model_copy(update={"video": names.get(line.video, line.video)}) for line in questions],
+        [story.model_copy(update={"clips": tuple(names.get(clip, clip) for clip in story.clips)}) for story in stories],
+    )
 
 
 def unknown_lines(

@@ -27,7 +27,7 @@ class Instructions(Stage):
     source: str | None = None
     """A `.jsonl` of the user's, by path or s3:// address."""
     data: Annotated[Ref, Produces("clips")] | None = None
-    """The clips that are asked about, to compare names with."""
+    """The clips that are asked about, to compare names with; lines may then name the files of videos, with their ending."""
 
     def literals(self) -> dict[str, Plain]:
         """Nothing: the same lines elsewhere are the same."""
@@ -46,7 +46,7 @@ class Instructions(Stage):
         """Raises DataError for a line that is none, ContractError where no video is one of `data`."""
         from kinetok.pipelines.data.clip_index import ClipIndex
         from kinetok.pipelines.data.instructions import FACTS, QUESTIONS, STORIES, Story, of_scenes, parse
-        from kinetok.pipelines.data.token_videos import unknown_lines
+        from kinetok.pipelines.data.token_videos import called, unknown_lines
         from kinetok.pipelines.stages.scenes import Scenes
 
         drawn = ctx.optional("scenes")
@@ -58,12 +58,15 @@ class Instructions(Stage):
             _write(ctx, FACTS, [facts for _, facts in found])
         else:
             questions, stories = parse(read_user_text(str(self.source)), str(self.source))
+        clips = ctx.optional("data")
+        ids = None if clips is None else ClipIndex.open(clips).rows["id"]
+        if ids is not None:
+            questions, stories = called(questions, stories, ids)
         _write(ctx, QUESTIONS, questions)
         _write(ctx, STORIES, stories)
         lines = len(questions) + len(stories)
         metrics = {"questions": float(sum(len(line.questions) for line in questions)), "stories": float(len(stories))}
-        if (clips := ctx.optional("data")) is not None:
-            ids = ClipIndex.open(clips).rows["id"]
+        if clips is not None and ids is not None:
             metrics |= unknown_lines(questions, stories, ids, asker=ctx.name, holder=clips.name)
         return StageResult(metrics, Counts(input=lines, written=lines))
 

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from kinetok.infra.errors import DataError
 from kinetok.pipelines.data.instructions import OPTIONS, Question, Questions, Story, of_scenes, parse
 from kinetok.pipelines.data.scenes import EMBEDDED, SceneSet
+from kinetok.pipelines.data.token_videos import called
 
 
 def test_scenes_are_asked_what_is_true_of_them() -> None:
@@ -41,8 +43,6 @@ def test_a_background_of_one_colour_is_asked_for() -> None:
     "line",
     [
         {"video": "v", "question": "Q?", "answer": "A"},
-        {"video": "v.mp4", "question": "Q?", "answer": "A"},
-        {"image": "v.JPG", "question": "Q?", "answer": "A"},
         {"image": "v", "questions": ["Q?"], "answers": ["A"]},
         {"video": "v", "data": ["Q?", "A"]},
         {"video": "v", "questions": [{"question": "Q?", "answer": "A"}]},
@@ -73,10 +73,15 @@ def test_each_of_several_questions_has_its_own_options() -> None:
     assert [(asked.options, asked.about) for asked in found.questions] == [(("a", "b"), "k"), ((), "l")]
 
 
-def test_stories_name_the_files_of_their_clips_too() -> None:
-    line = {"request": "Tell.", "clips": ["a/one.mp4", "two.5/2000"], "texts": ["A.", "B."]}
-    (_, (story,)) = parse(json.dumps(line), "f")
-    assert story.clips == ("a/one", "two.5/2000")
+def test_lines_may_name_the_files_of_videos() -> None:
+    """Their ending goes, but where it tells two videos apart, or where nothing is known by the rest."""
+    ids = pa.chunked_array([["a/one/0", "twin.mp4/0", "twin.webm/0", "2.5/0"]])
+    names = ["a/one.mp4", "a/one", "one.JPG", "twin.webm", "2.5"]
+    lines = [Questions(video=name, questions=(Question(question="Q?", answer="A"),)) for name in names]
+    story = Story(request="Tell.", clips=("a/one.mp4", "2.5/0"), texts=("A.", "B."))
+    questions, (told,) = called(lines, [story], ids)
+    assert [line.video for line in questions] == ["a/one", "a/one", "one.JPG", "twin.webm", "2.5"]
+    assert told.clips == ("a/one", "2.5/0")
 
 
 def test_the_example_file_is_sound() -> None:
