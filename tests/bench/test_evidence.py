@@ -34,7 +34,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 def units() -> Units:
     """Figures with which every row holds: 60 seconds each, a clip mean frame of 23 dB beside them."""
     psnr = {"base": 27.0, "grown8": 26.8, "grown16": 26.2, "direct8": 25.0, "direct16": 24.0}
-    psnr |= {"residual8": 26.0, "modulated8": 25.0, "keyless8": 22.0, "slower8": 26.9, "deeper8": 26.9, "unfrozen8": 26.9}
+    psnr |= {"residual8": 26.0, "modulated8": 25.0, "keyless8": 22.0, "slower8": 27.1, "deeper8": 27.1, "unfrozen8": 27.1}
     found: Units = {name: {"psnr": value, "kept": value, "frames": FRAMES} for name, value in psnr.items()}
     for name, step in NEW.items():
         found[name]["marks"] = {str(step): {"psnr": 24.0, "kept": 24.0, "frames": FRAMES, "seconds": 20.0}}
@@ -97,6 +97,7 @@ def test_every_row_with_an_aim_can_hold(module: Callable[[str], ModuleType], tmp
 
 SPOILT: list[tuple[str, dict[str, Figures]]] = [
     ("key observation", {"direct16": {"kept": 26.5}}),
+    ("key observation", {"direct16": {"kept": 25.8}}),
     ("key observation", {"direct16": {"kept": 21.9}}),
     ("key observation", {"base": {"subsampled": 21.9}, "direct16": {"kept": 21.8}}),
     ("growing beats direct extension, 8x, all", {"direct8": {"psnr": 25.4}}),
@@ -113,6 +114,7 @@ SPOILT: list[tuple[str, dict[str, Figures]]] = [
     ("mixing matters", {"modulated8": {"psnr": 21.0}}),
     ("mixing matters", {name: {"psnr": psnr} for name, psnr in (("grown8", 22.9), ("residual8", 22.8), ("modulated8", 22.7))}),
     ("lever, grown 8x: the base's learning rate", {"slower8": {"psnr": 26.8}}),
+    ("lever, grown 8x: the base's learning rate", {"slower8": {"psnr": 27.0}}),
     ("lever, grown 8x: 2 blocks", {"grown8": {"psnr": 22.0}, "deeper8": {"psnr": 22.5}}),
     ("lever, grown 8x: the base's rate, decoder", {"grown8": {"psnr": 22.9}}),
     ("key-frame maxima, grown", {"grown16": {"frames": [*FRAMES[:8], 24.0, *FRAMES[9:]]}}),
