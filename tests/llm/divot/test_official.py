@@ -14,7 +14,7 @@ from kinetok.llm.divot.heads import GMMConfig
 from kinetok.llm.divot.language import UntrainedLanguage
 from kinetok.llm.divot.mask import QUERY, READ
 from kinetok.llm.divot.model import DivotLM, DivotLMConfig, Projection
-from kinetok.llm.divot.official import load_state, official_names, open_official, read_folder
+from kinetok.llm.divot.official import PARTS, load_state, official_names, open_official, read_folder
 from kinetok.llm.divot.sequences import IGNORED
 from kinetok.llm.divot.vocabulary import Vocabulary, byte_tokenizer
 from kinetok.tokenizers.base import Batch
@@ -80,14 +80,13 @@ def test_joint_loss_and_gradients(golden: Golden, model: DivotLM, name: str) -> 
 
 
 def test_projections() -> None:
+    """Of sizes that no one model has: the two stand by themselves."""
     golden = golden_files.read("10_projections")
-    for name, given, made, sizes in (
-        ("input_resampler", "tokens", "input", (16, 48)),
-        ("output_resampler", "hidden", "output", (48, 68)),
-    ):
-        projection = Projection(*sizes)
-        projection.load_state_dict(golden.under(f"state.{name}.proj"))
-        golden.check(projection(golden.tensors[f"in.{given}"]), made)
+    pair = nn.ModuleDict({"from_tokens": Projection(16, 48), "to_head": Projection(48, 68)})
+    report = load_state(pair, golden.under("state"), tuple(PARTS.values()))  # type: ignore[arg-type]
+    assert report.loaded == len(pair.state_dict())
+    golden.check(pair["from_tokens"](golden.tensors["in.tokens"]), "input")
+    golden.check(pair["to_head"](golden.tensors["in.hidden"]), "output")
 
 
 def test_a_misfit_is_refused_by_name(golden: Golden, model: DivotLM) -> None:
