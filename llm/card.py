@@ -130,7 +130,7 @@ def _of_generator(config: "DiTConfig") -> Iterator[tuple[str, str, str]]:
     yield (
         "what it is trained by",
         "flow matching; its sampler is Euler's, with classifier-free guidance",
-        "the objective's; `sampler` of a job",
+        "`steps` and `guidance` of a `generate` stage",
     )
 
 

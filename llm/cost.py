@@ -203,13 +203,15 @@ def pass_cost(
     with torch.device("meta"):
         tokenizer = build()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        for model in standing(tokenizer):
-            _leave_meta(model)
-        weights = [weight for model in standing(tokenizer) for weight in (*model.parameters(), *model.buffers())]
+        models = standing(tokenizer)
+        for model in models:
+            # A weight that goes into a module as it is, as queries do, would have the counter of FLOPs look for its gradient.
+            _leave_meta(model.requires_grad_(False))
+        weights = [weight for model in models for weight in (*model.parameters(), *model.buffers())]
         with Alive(weights) as alive:
             video_BCTHW = torch.empty(*video_shape)
             flops = count_flops(lambda: run(tokenizer, video_BCTHW))
-    parameters = sum(weight.numel() for model in standing(tokenizer) for weight in model.parameters())
+    parameters = sum(weight.numel() for model in models for weight in model.parameters())
     return PassCost(parameters, flops // video_shape[0], alive.peak)
 
 

@@ -25,7 +25,7 @@ from kinetok.llm.divot.presets import DIVOT_1B, DIVOT_7B, PUBLISHED
 from kinetok.llm.presets import dit
 from kinetok.pipelines import cli
 from kinetok.pipelines.catalog import STAGES
-from kinetok.pipelines.estimate import ASSUMED_TFLOPS, _made, outline_table, outlines, unrecorded
+from kinetok.pipelines.estimate import ASSUMED_TFLOPS, _made, outline_table, outlines, run_cost, unrecorded
 from kinetok.pipelines.stages.diffusion import Diffusion
 from kinetok.pipelines.stages.encode import Encode
 from kinetok.pipelines.stages.language import Language
@@ -181,6 +181,13 @@ def test_middle_size_divot_is_priced() -> None:
     assert found["joint"].trained == pytest.approx(278.2e6, rel=1e-3)
     assert found["language"].trained + found["language"].frozen == pytest.approx(1215.3e6, rel=1e-4)
     assert found["language"].trained - found["storyteller"].trained == 256 * 2048 + 2048 + 2048 * 2048 + 2048
+
+
+@pytest.mark.parametrize("name", ["tokens16", "rungs", "latents", "tokens", "quality"])
+def test_what_runs_a_tokenizer_in_the_main_job_is_priced(name: str) -> None:
+    """Divot's encoder is given its queries as they are."""
+    cost = run_cost(load("divot"), name)
+    assert cost.parameters > 1e6 and cost.flops > 1e6 and cost.alive > 1e6
 
 
 @pytest.mark.parametrize(("name", "millions"), [("joint", 1687.4), ("language", 467.3), ("reader", 366.3), ("writer", 449.5)])

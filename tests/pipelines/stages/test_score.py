@@ -18,7 +18,7 @@ from tests.pipelines.test_divot import tokenizer
 from tests.tokenizers.toy_networks import toy_clip, toy_i3d
 
 from kinetok.infra.artifact import Artifact, Counts, Store
-from kinetok.infra.errors import ContractError, DataError, KinetokError
+from kinetok.infra.errors import ContractError, DataError, StoreError
 from kinetok.infra.fit import TURN, FitConfig, PlayerConfig
 from kinetok.infra.metrics_log import read_metrics
 from kinetok.infra.stage import Resources, StageContext
@@ -184,12 +184,16 @@ def test_videos_of_another_size_than_the_clips_do_not_compare(tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize(("field", "problem"), [("clip", "holds no config.json"), ("i3d", "i3d: .* is no file here")])
-def test_weights_that_are_not_there_are_refused(field: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("field", "error", "problem"), [("clip", StoreError, "holds no config.json"), ("i3d", DataError, "i3d: .* is no file here")]
+)
+def test_weights_that_are_not_there_are_refused(
+    field: str, error: type[Exception], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     clips, shown, _ = scene_clips(tmp_path, 2)
     stage = Score.model_validate({"generated": ["g"], "data": "c", field: str(tmp_path / "none")})
-    with pytest.raises(KinetokError, match=problem):
+    with pytest.raises(error, match=problem):
         run_stage(Store(Folder(str(tmp_path / "store"))), stage, "scores", {"generated": (shown,), "data": clips})
 
 
