@@ -215,6 +215,14 @@ class Tokenizer(nn.Module, ABC):
     def decode(self, tokens: Tokens) -> Tensor:
         """The video in [-1, 1], `tokens.frames` long."""
 
+    def feature_spec(self) -> TokenSpec | None:
+        """The contract of the cached features that `encode_features` takes; None where tokens are made of pixels alone."""
+        return None
+
+    def encode_features(self, features: Mapping[str, Tensor], frames: int) -> Tokens:
+        """Tokens of clips of `frames` frames, from a batch of what shards of `feature_spec` hold, float32; as `encode` would make them."""
+        raise NotImplementedError(f"a {self.config.kind!r} model makes tokens of pixels alone")
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json`, `model.safetensors` (shared tensors are not supported) and the model card."""
         target = Path(folder)

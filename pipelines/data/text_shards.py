@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from safetensors.torch import save
@@ -28,11 +28,21 @@ from kinetok.llm.text import TextConfig, TextEncoder
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.ray_tasks import Item, each_on_actors
 from kinetok.pipelines.data.tars import read_members
-from kinetok.pipelines.data.token_shards import DTYPES, SPEC_FILE, Line, Sample, Shards, read_index, shard_name, stored, write_shard
+from kinetok.pipelines.data.token_shards import (
+    DTYPES,
+    SPEC_FILE,
+    Line,
+    Sample,
+    Shards,
+    Stored,
+    read_index,
+    shard_name,
+    stored,
+    write_shard,
+)
 from kinetok.tokenizers.base import difference
 
 TEXT = "text"
-Stored = Literal["fp32", "bf16", "fp16"]
 _ABOUT = ("id", "video", "start", "end", "caption", "split")
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Self, TypeAlias
+from typing import Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -60,8 +60,10 @@ DRAWS = "draws"
 MOMENTS = "moments"
 TRAIN_MOMENTS = "train_moments"
 """Of the clips of the `train` split alone; shards of before there were any have those of all clips only."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Types by the names that jobs call them."""
+Stored: TypeAlias = Literal["fp32", "bf16", "fp16"]
+"""Types that numbers are stored in, as jobs call them."""
+DTYPES: dict[Stored, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What torch calls them."""
 
 _INDEX = pa.schema(
     [

@@ -1,24 +1,28 @@
 """`encode`: every kept clip through a frozen tokenizer, into shards of tokens or trunk features.
 
 The output shards are the groups of the clip index. Each is committed on its own, its index last; a later attempt keeps what is
-committed, removes what is not, and writes the rest with the same bytes. Not covered: the Ray Data plan (`data/encoding.py`).
+committed, removes what is not, and writes the rest with the same bytes. With `features`, what a frozen model below made of the clips is
+read and no clip is decoded. Not covered: the Ray Data plan (`data/encoding.py`), the work from features (`data/cached_encoding.py`).
 """
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from kinetok.infra.artifact import MANIFEST, Counts
-from kinetok.infra.errors import DataError, QuarantineLimit
+from kinetok.infra.artifact import MANIFEST, Artifact, Counts
+from kinetok.infra.errors import ContractError, DataError, QuarantineLimit
 from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageContext, StageResult
 from kinetok.pipelines.stages.clips import Clips
-from kinetok.pipelines.stages.train import misfits
+from kinetok.pipelines.stages.train import config_of, misfits
+from kinetok.tokenizers.base import ModelConfig
 from kinetok.tokenizers.causal.chunks import ChunkPlan
+from kinetok.tokenizers.causal.grown import GrownConfig
+from kinetok.tokenizers.divot.tokenizer import DivotConfig
 
 if TYPE_CHECKING:
     from kinetok.pipelines.data.clip_index import ClipIndex
@@ -41,6 +45,9 @@ class Encode(Stage):
     """The clips to encode."""
     model: Annotated[Ref, Produces("train", "model")]
     """The tokenizer."""
+    features: Annotated[Ref, Produces("encode", "vit")] | None = None
+    """What the tokenizer was trained from, of the same clips: trunk features of the rung below, or a divot's of its vision transformer.
+    Tokens are made of these then, rounded as they are stored; None makes them of pixels."""
     content: Literal["tokens", "features"] = "tokens"
     """What to keep: tokens, or the trunk features that a grown stage is trained from."""
     chunks: ChunkPlan | None = None
@@ -53,7 +60,11 @@ class Encode(Stage):
     def problems(self, resources: Resources, stages: Mapping[str, Stage]) -> Iterator[str]:
         """Clips whose sides the model cannot take, chunks that do not tile them."""
         yield from misfits(self.data, stages[self.model], stages)
-        clips = stages[self.data]
+        clips, config = stages[self.data], config_of(stages[self.model], stages)
+        if self.features is not None:
+            yield from self._of_features(config)
+        if self.features is not None and isinstance(clips, Clips) and isinstance(config, DivotConfig) and clips.frames != config.frames:
+            yield f"features: clips of {self.data} have {clips.frames} frames, a window of {self.model} {config.frames}; leave features out"
         if self.chunks is None:
             return
         if self.content != "tokens":
@@ -64,8 +75,16 @@ class Encode(Stage):
                 f"{self.chunks.overlap}"
             )
 
+    def _of_features(self, config: ModelConfig | None) -> Iterator[str]:
+        """What cannot be made of features, by what is known of the tokenizer."""
+        if self.content != "tokens" or self.chunks is not None:
+            yield "features: only tokens of whole clips are made of them; leave content and chunks out, or features"
+        if config is not None and not isinstance(config, GrownConfig | DivotConfig):
+            yield f"features: a {config.kind} model makes tokens of pixels alone; leave them out"
+
     def asks(self, resources: Resources) -> tuple[Ask, ...]:
-        return Ask("decode task", resources.decoder, beside=True), Ask("model actor", resources.worker)
+        actor = Ask("model actor", resources.worker)
+        return (actor,) if self.features is not None else (Ask("decode task", resources.decoder, beside=True), actor)
 
     def run(self, ctx: StageContext) -> StageResult:
         """Encode the shards that are not committed yet, then write the manifest."""
@@ -75,8 +94,41 @@ class Encode(Stage):
 
         index = ClipIndex.open(ctx.input("data"))
         model = partial(open_model, model_folder(ctx.input("model")))
+        if (features := ctx.optional("features")) is not None:
+            return self._from_features(ctx, index, model, features)
         encoding = Encoding(model, self.content, self.dtype, index.recipe, ctx.resources, self.chunks)
         return encode(ctx, index, encoding, self.max_bad_fraction)
+
+    def _from_features(
+        self, ctx: StageContext, index: "ClipIndex", open_model: "Callable[[], Tokenizer]", features: Artifact
+    ) -> StageResult:
+        """`encode` without pixels. Raises ContractError where the features are of another model or of other clips."""
+        from kinetok.pipelines.data.cached_encoding import CachedEncoding, encode_cached
+        from kinetok.pipelines.data.token_shards import TokenShards, dtype_name, require_spec, resume, stamp
+        from kinetok.pipelines.stages.divot_training import require_same_clips
+
+        model = open_model()
+        wanted = model.feature_spec()
+        if wanted is None:
+            raise ContractError(f"features: {ctx.input('model').name} makes tokens of pixels alone; leave them out")
+        require_spec(TokenShards.open(features).spec, wanted)
+        require_same_clips(features, ctx.input("data"))
+        stamp(ctx.out, model.spec().model_copy(update={"recipe": index.recipe, "dtype": dtype_name(self.dtype)}))
+        lines = resume(ctx.out)
+        due = [shard for shard in range(len(index.shards)) if shard not in lines]
+        done = before = _counts(lines.values()).input
+        began = time.perf_counter()
+        ctx.progress(done=done, total=len(index), unit="clips")
+        work = CachedEncoding(open_model, features, self.dtype, index.frames, ctx.resources, ctx.out)
+        for shard, written in encode_cached(due, work, ctx.stop):
+            lines[shard] = written
+            done += len(index.shards[shard])
+            ctx.progress(done=done, total=len(index), unit="clips")
+        counts = _counts(lines.values())
+        _check_limit(ctx, counts.quarantined, len(index), self.max_bad_fraction)
+        _write_manifest(ctx, lines)
+        speed = {"clips_per_second": (done - before) / (time.perf_counter() - began)} if due else {}
+        return StageResult(speed, counts.model_copy(update={"input": len(index)}))
 
 
 def encode(ctx: StageContext, index: "ClipIndex", encoding: "Encoding", max_bad_fraction: float) -> StageResult:
@@ -102,8 +154,13 @@ def encode(ctx: StageContext, index: "ClipIndex", encoding: "Encoding", max_bad_
     # Publishing refuses counts that do not balance: what went in is said by the clip index, not by what came out.
     counts = _counts(lines.values()).model_copy(update={"input": len(index)})
     _check_limit(ctx, counts.quarantined, len(index), max_bad_fraction)
-    ctx.out.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for number in sorted(lines) for line in lines[number]))
+    _write_manifest(ctx, lines)
     return StageResult(_speed(finished, time.perf_counter() - began), counts)
+
+
+def _write_manifest(ctx: StageContext, lines: "Mapping[int, list[Line]]") -> None:
+    """The lines of all shards, in order."""
+    ctx.out.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for number in sorted(lines) for line in lines[number]))
 
 
 def _stored_spec(encoding: "Encoding") -> "TokenSpec":

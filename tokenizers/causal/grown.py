@@ -26,7 +26,7 @@ this rung (t = 2s - 1).
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -36,7 +36,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kinetok.tokenizers.base import Count, Geometry, GrowthFeatures, ModelConfig, Tokenizer, lower_stage
+from kinetok.tokenizers.base import Count, Geometry, GrowthFeatures, ModelConfig, Tokenizer, Tokens, TokenSpec, lower_stage
 from kinetok.tokenizers.causal.layers import (
     CausalConv3d,
     FrameNorm,
@@ -213,6 +213,15 @@ class GrownTokenizer(Rung):
         with torch.no_grad():
             below = self.lower.feature_ladder(video_BCTHW, rates + 1)
         return [self.mix(GrowthFeatures(full_BDthw, key_BDshw)) for full_BDthw, key_BDshw in pairwise(below)]
+
+    def feature_spec(self) -> TokenSpec:
+        """Trunk features of the rung below."""
+        return self.lower.spec().model_copy(update={"content": "features", "channels": self.lower.feature_channels})
+
+    @torch.no_grad()
+    def encode_features(self, features: Mapping[str, Tensor], frames: int) -> Tokens:
+        mixed_BDthw: Tensor = self.mix(GrowthFeatures(features["full"], features["key"]))
+        return Tokens(self.heads.posterior(mixed_BDthw).mean_BZthw, frames)
 
     def decode_features(self, features_BDthw: Tensor) -> Tensor:
         if not self.below:

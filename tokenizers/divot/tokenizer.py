@@ -13,7 +13,7 @@ Legend: B clips, C channels, T H W pixels, F frames seen by the vision transform
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self, TypeAlias
 
@@ -26,7 +26,7 @@ from kinetok.tokenizers.divot.ddim import SamplerConfig
 from kinetok.tokenizers.divot.detokenizer import Detokenizer, DetokenizerConfig
 from kinetok.tokenizers.divot.encoder import EncoderConfig, TokenEncoder
 from kinetok.tokenizers.divot.frame_vae import FrameVAE
-from kinetok.tokenizers.divot.vit import FrozenViT, VitConfig
+from kinetok.tokenizers.divot.vit import ClipFeatures, FrozenViT, VitConfig
 
 VIT_FOLDER = "vit"
 LOWER_FOLDER = "lower"
@@ -117,6 +117,14 @@ class DivotTokenizer(Tokenizer):
         """Tokens (B, windows * N, D), float32, of a video (B, 3, T, edge, edge) in [-1, 1]; ValueError on any other shape."""
         tokens_BND: Tensor = self.encoder(self.vit_features(video_BCTHW)).float()
         return Tokens(torch.unflatten(tokens_BND, 0, (len(video_BCTHW), -1)).flatten(1, 2), frames=video_BCTHW.shape[2])
+
+    def feature_spec(self) -> TokenSpec:
+        """Features of the vision transformer, of clips of one window."""
+        return ClipFeatures(self.vit, self.config.encoder.frames).spec()
+
+    @torch.no_grad()
+    def encode_features(self, features: Mapping[str, Tensor], frames: int) -> Tokens:
+        return Tokens(self.encoder(features["tokens"]).float(), frames)
 
     def vit_features(self, video_BCTHW: Tensor) -> Tensor:
         """What the token encoder is trained from, (B * windows, F, P, D): features of five frames of each window."""

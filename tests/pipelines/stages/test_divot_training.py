@@ -489,6 +489,9 @@ def told(**changes: dict[str, Any]) -> list[str]:
         ({"vit": {"frames": 5}}, "joint.features: vit is of another vision transformer, or of other frames"),
         ({"joint": {"model": DIVOT | {"frames": 4}}}, "joint.data: clips has clips of 5 frames; a window of the model has 4"),
         ({"base": {"latents": "latents"}}, "stages: "),
+        ({"tokens": {"features": "vit", "content": "features"}}, "tokens.features: only tokens of whole clips are made of them"),
+        ({"latents": {"features": "vit"}}, "latents.features: a causal model makes tokens of pixels alone"),
+        ({"clips": {"frames": 6}, "tokens": {"features": "vit"}}, "tokens.features: clips of clips have 6 frames, a window of joint 5"),
     ],
 )
 def test_what_cannot_train_is_refused_when_the_job_is_read(changes: dict[str, dict[str, Any]], problem: str) -> None:

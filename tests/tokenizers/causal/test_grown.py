@@ -283,3 +283,13 @@ def test_compiles_without_graph_breaks(shaken: GrownTokenizer, make_video: MakeV
         return shaken.decode_latent(shaken.heads.posterior(shaken.features(video_BCTHW)).mean_BZthw, 9)
 
     torch.testing.assert_close(torch.compile(reconstruct, backend="eager", fullgraph=True)(video), reconstruct(video))
+
+
+@pytest.mark.parametrize("mode", [{}, {"mix": "dual"}, {"key": False}], ids=str)
+def test_tokens_of_cached_features_are_those_of_the_video(base: CausalTokenizer, make_video: MakeVideo, mode: dict[str, object]) -> None:
+    grown, video = grow(base, mode), make_video(17, clips=2)
+    shake(grown)
+    cached, spec = base.growth_features(video), base.spec()
+    found = grown.encode_features({"full": cached.full_BDthw, "key": cached.key_BDthw}, 17)
+    assert found.frames == 17 and torch.equal(found.values, grown.encode(video).values)
+    assert grown.feature_spec() == spec.model_copy(update={"content": "features", "channels": base.feature_channels})

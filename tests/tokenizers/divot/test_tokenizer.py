@@ -10,6 +10,7 @@ from kinetok.tokenizers.base import Tokens
 from kinetok.tokenizers.causal.autoencoder import CausalTokenizer
 from kinetok.tokenizers.divot.released import frame_autoencoder
 from kinetok.tokenizers.divot.tokenizer import DivotConfig, DivotTokenizer, latent_space
+from kinetok.tokenizers.divot.vit import ClipFeatures
 
 
 def test_tokens_are_normalised_and_depend_on_the_video_alone(model: DivotTokenizer, video: Tensor) -> None:
@@ -130,3 +131,10 @@ def test_what_does_not_fit_is_refused(model: DivotTokenizer, config: DivotConfig
         model.encoder(torch.zeros(1, 3, 17, 16))
     with pytest.raises(ValueError, match="std_Z"):
         model.detokenizer.set_statistics(torch.zeros(4), torch.zeros(4))
+
+
+def test_tokens_of_cached_features_are_those_of_the_video(model: DivotTokenizer, video: Tensor) -> None:
+    cached = ClipFeatures(model.vit, model.config.encoder.frames)
+    found = model.encode_features({"tokens": cached.encode(video).values}, 5)
+    assert found.frames == 5 and torch.equal(found.values, model.encode(video).values)
+    assert model.feature_spec() == cached.spec()
