@@ -69,7 +69,7 @@ def processes(stage: Stage, resources: Resources, cpus: int) -> dict[str, int]:
 
 def _by_rates(stage: Stage, record: Record, now: Mapping[str, int], samples: int) -> float | None:
     """Seconds by the slowest sort of process; None where the record does not say what each does."""
-    rates = {what: record.metrics.get(name) for what, name in stage.rates.items()}
+    rates = {what: record.metrics.get(name) for what, name in stage.rates.items() if what in now}
     known = [rate * now[what] for what, rate in rates.items() if rate]
     return samples / min(known) if known and len(known) == len(now) else None
 

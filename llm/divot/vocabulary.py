@@ -22,6 +22,8 @@ MOST_TOKENS: Final = 256
 """Frame tokens, the most tokens that a clip can have."""
 BYTES: Final = ("<pad>", "<s>", "</s>", "<unk>")
 """What the vocabulary of bytes begins with."""
+TEXTS_HELD: Final = 4096
+"""Texts whose ids are kept: the marks of instructions stand in every sample, and small data sets come again in every epoch."""
 MOST_IDS: Final = 2**15
 """Of that vocabulary: more than words that somebody lists need."""
 
@@ -48,6 +50,7 @@ class Vocabulary:
         self.frames = found[len(TAGS) :]
         self.added: list[int] = [number for token, number in zip(visual, found, strict=True) if token in set(lacking)]
         """Visual ids that the tokenizer lacked: nothing was learned of them yet."""
+        self._read: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         """Rows that an embedding needs."""
@@ -64,8 +67,11 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` alone, none of them special."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        return ids
+        if text not in self._read:
+            if len(self._read) == TEXTS_HELD:
+                self._read.clear()
+            self._read[text] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return list(self._read[text])
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`, special tokens left out."""

@@ -53,12 +53,12 @@ class CachedEncoding:
     out: Folder
 
 
-def encode_cached(due: list[int], encoding: CachedEncoding, stop: threading.Event) -> Iterator[tuple[int, list[Line]]]:
-    """Encode the shards numbered `due` and commit each; yields number and manifest lines as they are committed."""
+def encode_cached(due: list[int], encoding: CachedEncoding, stop: threading.Event) -> Iterator[tuple[int, list[Line], float]]:
+    """Encode the shards numbered `due` and commit each; yields number, manifest lines and seconds of work as they are committed."""
     items = [{"shard": shard} for shard in due]
     stage = meters.stage_of(encoding.out)
     for done in each_on_actors(stage, partial(_Worker, encoding), items, resources=encoding.resources, stop=stop):
-        yield done["shard"], json.loads(done["lines"])
+        yield done["shard"], json.loads(done["lines"]), done["seconds"]
 
 
 class _Worker:
@@ -76,9 +76,9 @@ class _Worker:
         made = [found for at in range(0, len(rows), size) for found in self._encode(rows[at : at + size])]
         bad = self._quarantined(shard) + [found for found in made if isinstance(found, BadSample)]
         lines = write_shard(self.encoding.out, shard, (found for found in made if isinstance(found, Sample)), bad)
-        stage = meters.stage_of(self.encoding.out)
-        meters.did(stage, "model", samples=len(rows), seconds=time.perf_counter() - began, size=int(str(lines[0]["bytes"])))
-        return {"shard": shard, "lines": json.dumps(lines)}
+        seconds = time.perf_counter() - began
+        meters.did(meters.stage_of(self.encoding.out), "model", samples=len(rows), seconds=seconds)
+        return {"shard": shard, "lines": json.dumps(lines), "seconds": seconds}
 
     @torch.inference_mode()
     def _encode(self, rows: list[int]) -> list[Sample | BadSample]:

@@ -145,7 +145,7 @@ class Samples(ABC, Generic[OneTask]):
 
     def unit(self, number: int) -> int:
         """What stands at place `number` of the order."""
-        group, index = self.order.at(np.array([number]))[0]
+        group, index = self.order.one(number)
         return int(self.units[group][index])
 
     def clip_length(self, unit: int, most: int) -> int:

@@ -6,12 +6,16 @@ Nothing here depends on the number of workers, loaders or the batch, which is wh
 Not covered: which samples there are (`clip_index.py`) and reading them (`feed.py`).
 """
 
+import bisect
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+ORDERS_HELD = 16
+"""Windows, and epochs, whose order is kept: those of every task of a language model's training at once."""
 
 
 def sample_order(shard_sizes: tuple[int, ...], *, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
@@ -47,6 +51,15 @@ class Order:
             found[here] = self._in_epoch(int(epoch), places[here])
         return found
 
+    def one(self, position: int) -> tuple[int, int]:
+        """(shard, index) of one global position: `at` for those who ask for each sample by itself, without its arrays."""
+        epoch, place = divmod(position, len(self))
+        windows, ends = _windows(self.shard_sizes, self.seed, self.window, epoch)
+        number = bisect.bisect_right(ends, place)
+        rows = _shuffled(self.shard_sizes, windows[number], (self.seed, epoch, number))
+        shard, index = rows[place - (int(ends[number - 1]) if number else 0)]
+        return int(shard), int(index)
+
     def _in_epoch(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
         windows, ends = _windows(self.shard_sizes, self.seed, self.window, epoch)
         found = np.empty((len(places), 2), dtype=np.int64)
@@ -59,7 +72,7 @@ class Order:
         return found
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=ORDERS_HELD)
 def _windows(shard_sizes: tuple[int, ...], seed: int, window: int, epoch: int) -> tuple[list[tuple[int, ...]], NDArray[np.int64]]:
     """The shards of each window of an epoch, and the place just after each window's last sample."""
     shards = np.random.default_rng([seed, epoch]).permutation(len(shard_sizes)).tolist()
@@ -67,7 +80,7 @@ def _windows(shard_sizes: tuple[int, ...], seed: int, window: int, epoch: int) -
     return groups, np.cumsum([sum(shard_sizes[shard] for shard in group) for group in groups], dtype=np.int64)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=ORDERS_HELD)
 def _shuffled(shard_sizes: tuple[int, ...], shards: tuple[int, ...], seed: tuple[int, int, int]) -> NDArray[np.int64]:
     """The samples of one window, shuffled: (n, 2)."""
     rows = np.concatenate([np.stack([np.full(shard_sizes[shard], shard), np.arange(shard_sizes[shard])], axis=1) for shard in shards])

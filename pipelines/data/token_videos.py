@@ -7,9 +7,9 @@ language model. Not covered: what is made of the clips (`language_feed.py`).
 Legend: U videos, R rows, C clips, N tokens of a clip, D token width.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,10 @@ from kinetok.pipelines.data.sources import stem
 from kinetok.pipelines.data.token_shards import TOKENS, TokenShards
 from kinetok.tokenizers.base import TokenSpec
 
+CAPTIONS_HELD = 1 << 15
+"""Captions that are kept in memory."""
+TOKEN_BYTES = 64 << 20
+"""Bytes of tokens that are kept in memory."""
 EXAMPLES = 3
 """Names of each side that an error shows."""
 EXAMPLES_OF = 1000
@@ -93,7 +97,7 @@ class TokenVideos:
 
     def caption_of(self, row: int) -> str:
         """That of a clip, empty where there is none."""
-        return str(self.shards.about(row)["caption"] or "")
+        return self._caption(row)
 
     @cached_property
     def sample_clips(self) -> int:
@@ -120,6 +124,24 @@ class TokenVideos:
 
     def windows(self, row: int) -> Tensor:
         """Every window of one sample, (C, N, D) float32; ContractError where they are no whole clips."""
+        return self._windows(row)
+
+    @cached_property
+    def _caption(self) -> Callable[[int], str]:
+        """`caption_of`, which remembers: samples are sorted by the length of their captions before they are made."""
+        return lru_cache(CAPTIONS_HELD)(lambda row: str(self.shards.about(row)["caption"] or ""))
+
+    @cached_property
+    def _windows(self) -> Callable[[int], Tensor]:
+        """`windows`, which remembers the last of them: small data sets come again in every epoch."""
+        return lru_cache(TOKEN_BYTES // max(1, self._sample_bytes))(self._read_windows)
+
+    @property
+    def _sample_bytes(self) -> int:
+        """About what the windows of one sample take in memory, where numbers are stored in half of that."""
+        return 2 * int(self.shards.rows["bytes"][0].as_py()) if len(self.shards) else 0
+
+    def _read_windows(self, row: int) -> Tensor:
         token_ND = self.shards.read(row)[TOKENS].float()
         if len(token_ND) % self.clip_tokens:
             raise ContractError(

@@ -117,17 +117,18 @@ class Encode(Stage):
         lines = resume(ctx.out)
         due = [shard for shard in range(len(index.shards)) if shard not in lines]
         done = before = _counts(lines.values()).input
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), 0.0
         ctx.progress(done=done, total=len(index), unit="clips")
         work = CachedEncoding(open_model, features, self.dtype, index.frames, ctx.resources, ctx.out)
-        for shard, written in encode_cached(due, work, ctx.stop):
+        for shard, written, seconds in encode_cached(due, work, ctx.stop):
             lines[shard] = written
-            done += len(index.shards[shard])
+            done, busy = done + len(index.shards[shard]), busy + seconds
             ctx.progress(done=done, total=len(index), unit="clips")
         counts = _counts(lines.values())
         _check_limit(ctx, counts.quarantined, len(index), self.max_bad_fraction)
         _write_manifest(ctx, lines)
-        speed = {"clips_per_second": (done - before) / (time.perf_counter() - began)} if due else {}
+        made, taken = done - before, time.perf_counter() - began
+        speed = {"clips_per_second": made / taken, self.rates["model actor"]: made / busy} if due else {}
         return StageResult(speed, counts.model_copy(update={"input": len(index)}))
 
 

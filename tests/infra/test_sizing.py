@@ -42,6 +42,17 @@ def test_the_slowest_sort_of_process_decides() -> None:
     assert more.seconds == 1_000_000 / 640
 
 
+def test_a_record_may_know_of_processes_that_are_not_wanted_now() -> None:
+    """What was decoded then may be read from a cache now."""
+
+    class Cached(Coded):
+        def asks(self, resources: Resources) -> tuple[Ask, ...]:
+            return (Ask("model actor", resources.worker),)
+
+    found = size(Cached(), Resources(workers=4), _record(decode=10, model=50), samples=1_000, scale=1, prices=None)
+    assert found.seconds == 1_000 / 200
+
+
 def test_without_rates_the_least_grown_sort_decides() -> None:
     prices = Prices(cpu_hour=1, gpu_hour=2, storage_gb_month=0.02)
     found = size(Plainly(), Resources(workers=10, gpus=1, decoders=4), _record(), samples=1, scale=6, prices=prices)

@@ -14,8 +14,9 @@ from kinetok.pipelines.divot import VideoLM
 JOB = Path(__file__).parents[2] / "pipelines" / "jobs" / "divot.yaml"
 TRAINED = {
     **{"base": "autoencoder", "grown8": "autoencoder", "grown16": "autoencoder"},
-    **{"joint": "divot", "refined": "divot", "adapted": "divot"},
-    **{"language": "divot_lm", "tuned": "divot_lm", "judge": "judge"},
+    **dict.fromkeys(("unet", "joint", "refined", "adapted"), "divot"),
+    **dict.fromkeys(("language", "reader", "writer", "storyteller"), "divot_lm"),
+    "judge": "judge",
 }
 """What is optimized in each training."""
 FEWER = (
@@ -25,7 +26,8 @@ FEWER = (
     "shapes.count=24",
     "shapes.shard_videos=8",
     "windows.shard_clips=8",
-    "joint.model.sampler.steps=2",
+    "stills.shard_clips=8",
+    "unet.model.sampler.steps=2",
     "carried.max_clips=2",
     "answers.questions=4",
     "before.videos=2",
@@ -52,9 +54,11 @@ def test_every_stage_takes_what_the_one_before_it_made(ray_cluster: None, tmp_pa
     page = made["report"].folder.read_text("report.html")
     assert all(section in page for section in SECTIONS)
 
-    model = VideoLM.open("tuned", store=str(tmp_path))
-    assert model.chosen is not None and made["adapted"].key in model.chosen
-    assert model.generate(["a red disc falls"], seeds=[0]).shape == (1, 3, 9, 64, 64)
+    writer, reader, teller = (VideoLM.open(name, store=str(tmp_path)) for name in ("writer", "reader", "storyteller"))
+    assert writer.chosen is not None and made["adapted"].key in writer.chosen
+    assert writer.generate(["a red disc falls"], seeds=[0]).shape == (1, 3, 9, 64, 64)
+    assert writer.generate(["a red disc"], seeds=[0], media="image").shape == (1, 3, 1, 64, 64)
+    assert reader.spec.instructed and [len(part) for part in teller.tell("a story", clips=2)] == [2, 2]
 
 
 def _clips(artifact: Artifact) -> int:

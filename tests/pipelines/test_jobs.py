@@ -92,36 +92,18 @@ def wires(stages: Mapping[str, Stage]) -> set[Wire]:
         if isinstance(stage, Train) and isinstance(stage.objective, DivotObjective):
             found.add((name, "stage", stage.objective.stage))
         if isinstance(stage, Language):
-            found |= {(name, "task", f"{'instructed ' if getattr(task, 'instructed', False) else ''}{task.kind}") for task in stage.tasks}
+            found |= {
+                (name, "task", f"{task.kind} of {stage.tokens[task.source]}, {getattr(task, 'instructed', '')}") for task in stage.tasks
+            }
     return found
 
 
-def called(found: set[Wire], names: Mapping[str, str]) -> set[Wire]:
-    """Wires with some stages called otherwise, but for those between two of them."""
-    tied = {(stage, field, what) for stage, field, what in found if {stage, what} <= names.keys()}
-    return {(names.get(stage, stage), field, names.get(what, what)) for stage, field, what in found - tied}
-
-
-U_NET = {
-    ("text", "kind", "text"),
-    ("text", "data", "windows"),
-    ("unet", "kind", "train"),
-    *(("unet", field, stage) for field, stage in {"data": "windows", "text": "text", "lower": "base"}.items()),
-    *(("unet", field, stage) for field, stage in {"latents": "latents", "features": "vit"}.items()),
-    ("joint", "start", "unet"),
-    ("report", "trained", "unet"),
-}
-"""DynamiCrafter's U-Net learns to do without an image: there are weights to begin with at full size alone."""
-NO_U_NET = {("joint", "lower", "base")}
-"""So elsewhere the joint stage begins on the autoencoder itself."""
-ONE_MODEL = dict.fromkeys(("reader", "writer", "storyteller"), "tuned")
-"""The released models are tuned to read or to write; the small job has time for one, which does both and tells stories."""
 DRAWN = {
-    *(("shapes", "kind", "scenes"), ("windows", "videos", "films"), ("films", "kind", "ingest"), ("films", "made_by", "shapes")),
-    ("instructions", "scenes", "shapes"),
+    *(("shapes", "kind", "scenes"), ("films", "kind", "ingest"), ("films", "made_by", "shapes")),
+    *(("windows", "videos", "films"), ("stills", "videos", "films"), ("instructions", "scenes", "shapes")),
 }
 """The small job draws its source, and knows what is true of it."""
-GIVEN = {("windows", "videos", "videos"), ("videos", "kind", "ingest")}
+GIVEN = {("windows", "videos", "videos"), ("stills", "videos", "videos"), ("videos", "kind", "ingest")}
 JUDGED = {
     *(("judge", "kind", "judge"), ("judge", "scenes", "shapes"), ("judge", "data", "windows"), ("report", "trained", "judge")),
     *(("scores", "judge", "judge"), ("scores", "instructions", "instructions")),
@@ -130,18 +112,15 @@ JUDGED = {
 OWN_BASE = {("base", "kind", "train"), ("base", "data", "clips"), ("report", "trained", "base")}
 """The small job's autoencoder is its ladder's first rung; others name a published one."""
 NAMED_BASE = {("base", "kind", "model")}
-STILL_DESCRIBES = {("tuned", "task", "instructed captioning")}
-"""One model for all is told to describe too, which the released reader learns from its questions."""
 
 
 def test_divot_is_wired_alike_at_every_size() -> None:
     middle, full = (wires(load(name).stages) for name in ("divot-middle", "divot-7b"))
-    assert full - middle == U_NET and middle - full == NO_U_NET
+    assert middle == full
     ladder = {*load("main").stages, "rungs", "ladder"} - {"base", "quality", "report"}
     small = {wire for wire in wires(load("divot").stages) if wire[0] not in ladder}
-    middle = called(middle, ONE_MODEL)
-    assert small - middle == DRAWN | JUDGED | OWN_BASE | STILL_DESCRIBES
-    assert middle - small == GIVEN | NAMED_BASE
+    assert small - full == DRAWN | JUDGED | OWN_BASE
+    assert full - small == GIVEN | NAMED_BASE
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 4, 8])
@@ -242,29 +221,26 @@ def test_the_generator_stands_on_the_main_jobs_ladder() -> None:
         assert generate[name] == main[name], f"{name}: change both job files"
 
 
-def _tiny_divot(folder: Path, first: str) -> dict[str, object]:
-    """Values that leave the job's wiring and resources alone, with numbers of a few thousand weights; the autoencoder is in `folder`.
-
-    `first` is the stage that makes the tokenizer.
-    """
+def _tiny_divot(folder: Path) -> list[str]:
+    """Values that leave the job's wiring and resources alone, with numbers of a few thousand weights; the autoencoder is in `folder`."""
     frame_autoencoder(32, (1, 1, 1, 1), 1).save_pretrained(folder)
     small = presets.SMALL.model_dump(mode="json")
     small["detokenizer"]["unet"]["z"] = 4
     language = {"kind": "untrained", "width": 32, "hidden": 48, "depth": 1, "heads": 4, "key_heads": 2}
-    return {
+    changes = {
         "base.where": str(folder),
-        f"{first}.model": small,
+        "unet.model": small,
+        "text.text": {"encoder": "untrained", "max_tokens": 16},
         "vit.vit": small["vit"],
         "vit.frames": presets.SMALL.encoder.frames,
         "windows.frames": presets.SMALL.frames,
         "windows.height": presets.SMALL.edge,
         "windows.width": presets.SMALL.edge,
+        "stills.height": presets.SMALL.edge,
+        "stills.width": presets.SMALL.edge,
         "language.model": {"language": language, "clip_tokens": 16, "token_width": 32},
     }
-
-
-def _tiny_divot_7b(folder: Path) -> list[str]:
-    return _overrides(_tiny_divot(folder, "unet") | {"text.text": {"encoder": "untrained", "max_tokens": 16}})
+    return _overrides(changes)
 
 
 def _tiny_ladder() -> list[str]:
@@ -283,12 +259,8 @@ def _overrides(changes: Mapping[str, object]) -> list[str]:
 def test_larger_sizes_are_planned_and_sized_without_data_or_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their sources are not there: the plan says so, and sizes every training nevertheless."""
     monkeypatch.chdir(tmp_path)
-    tiny = {
-        "divot-7b": lambda: _tiny_divot_7b(tmp_path / "vae"),
-        "divot-middle": lambda: _overrides(_tiny_divot(tmp_path / "vae", "joint")),
-        "ladder-full": _tiny_ladder,
-    }
-    words = [word for override in tiny[name]() for word in ("--set", override)]
+    tiny = _tiny_ladder() if name == "ladder-full" else _tiny_divot(tmp_path / "vae")
+    words = [word for override in tiny for word in ("--set", override)]
     answer = CliRunner().invoke(cli.main, ["plan", name, "--json", *words, "--set", "videos.source=gone/*.tar", "--set", "videos.csv=null"])
     assert answer.exit_code == 0, answer.stderr
     steps = {step["name"]: step for step in json.loads(answer.stdout)}
@@ -307,7 +279,7 @@ def test_a_model_that_is_nowhere_leaves_only_what_stands_on_it_unsized(tmp_path:
     monkeypatch.chdir(tmp_path)
     path = next(path for path in JOBS if path.stem == "divot-7b")
     overrides = [
-        *_tiny_divot_7b(tmp_path / "vae"),
+        *_tiny_divot(tmp_path / "vae"),
         "base.where=somebody/nothing",
         "language.model.language={kind: pretrained, path: some/body}",
     ]

@@ -10,12 +10,12 @@ import torch
 
 from kinetok.infra.artifact import Artifact, Counts
 from kinetok.infra.errors import ContractError
+from kinetok.infra.plan import input_info
 from kinetok.infra.stage import Resources, StageContext, StageResult
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import ClipIndex
 from kinetok.pipelines.data.quarantine import summary
 from kinetok.pipelines.data.token_shards import TokenShards
-from kinetok.infra.plan import input_info
 from kinetok.pipelines.stages.encode import Encode
 from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.causal.grown import GrownConfig, GrownTokenizer
