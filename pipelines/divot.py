@@ -1,7 +1,7 @@
 """`VideoLM`: a Divot-LLM with its tokenizer: videos in, text out; text in, videos out; stories of both. From Python, and for the commands.
 
 ```python
-model = VideoLM.open("tuned")           # the name of an artifact, a folder, or models:/name@alias
+model = VideoLM.open("writer")          # the name of an artifact, a folder, or models:/name@alias
 model.ask("cat.mp4", "What does the cat do?")
 video = model.generate(["a red disc falls"], seeds=[0])       # (1, 3, T, H, W) in [-1, 1]
 image = model.generate(["a red disc"], seeds=[0], media="image")   # of a model that learned pictures too; T is 1

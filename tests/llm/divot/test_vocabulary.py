@@ -20,6 +20,12 @@ def test_a_word_is_one_id_and_other_text_comes_back(vocabulary: Vocabulary) -> N
     assert worded.tokenizer.get_vocab() == Vocabulary.of_bytes(["red", "disc"]).tokenizer.get_vocab()
 
 
+def test_ids_that_were_read_before_are_nobodys_to_change(vocabulary: Vocabulary) -> None:
+    first = vocabulary.encode("a disc")
+    first.append(7)
+    assert vocabulary.encode("a disc") == first[:-1]
+
+
 def test_visual_tokens_are_262_new_ids(vocabulary: Vocabulary) -> None:
     assert len(set(vocabulary.visual)) == len(vocabulary.visual) == 6 + MOST_TOKENS
     assert len(vocabulary) == len(byte_tokenizer()) + len(vocabulary.visual)

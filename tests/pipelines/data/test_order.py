@@ -23,6 +23,7 @@ def test_a_position_is_the_same_sample_however_it_is_asked_for() -> None:
     assert (np.concatenate([order.at(np.arange(p, p + 1)) for p in range(300)]) == everything).all()
     backwards = np.arange(299, -1, -1)
     assert (order.at(backwards) == everything[::-1]).all()
+    assert [order.one(position) for position in range(300)] == [tuple(row) for row in everything.tolist()]
 
 
 def test_epochs_seeds_and_windows_differ() -> None:
