@@ -31,9 +31,13 @@ class Running:
 @contextmanager
 def cluster(nodes: Sequence[Mapping[str, float]], *, head_cpus: int = 0) -> Iterator[Running]:
     """A head with its dashboard, and one more node for each entry of `nodes`: its CPUs as `CPU`, and custom resources."""
+    from ray._private.services import node_ip_address_from_perspective
     from ray.cluster_utils import Cluster
 
     port = free_port()
+    # Where this process drives a local Ray already, nodes that are not told take its address, 127.0.0.1. Such a head listens there alone,
+    # but its agent has Ray's habit of looking for a loopback address at the machine's other one: no submitted job is ever taken.
+    every = {"node_ip_address": node_ip_address_from_perspective(), "object_store_memory": STORE_BYTES}
     # Jobs are submitted through the head's agent, whose usual port another cluster of this machine may hold.
     dashboard = {
         "include_dashboard": True,
@@ -41,13 +45,13 @@ def cluster(nodes: Sequence[Mapping[str, float]], *, head_cpus: int = 0) -> Iter
         "dashboard_port": port,
         "dashboard_agent_listen_port": free_port(),
     }
-    group = Cluster(initialize_head=True, head_node_args={**dashboard, "num_cpus": head_cpus, "object_store_memory": STORE_BYTES})
+    group = Cluster(initialize_head=True, head_node_args={**every, **dashboard, "num_cpus": head_cpus})
     with ExitStack() as undo:
         folders = [undo.enter_context(_folder()) for _ in nodes]
         undo.callback(group.shutdown)
         for node, own in zip(nodes, folders, strict=True):
             custom = {name: amount for name, amount in node.items() if name != "CPU"}
-            group.add_node(num_cpus=int(node["CPU"]), resources=custom, object_store_memory=STORE_BYTES, temp_dir=own)
+            group.add_node(num_cpus=int(node["CPU"]), resources=custom, temp_dir=own, **every)
         yield Running(group.address, f"http://127.0.0.1:{port}")
 
 

@@ -153,7 +153,8 @@ def test_a_driver_that_was_sent_knows_what_it_is(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
+def running(ray_cluster: None) -> Iterator[Running]:
+    """Beside a local Ray of this process, as other tests leave one: neither takes the other's address."""
     with cluster([]) as found:
         yield found
 
