@@ -41,7 +41,8 @@ RAY_DEFAULTS = {
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """On Linux as elsewhere, lets every port of a cluster of one machine listen on 127.0.0.1 alone; without it, on all interfaces."""
 ALONE = {"RAY_prestart_worker_first_driver": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""On one machine nobody announces the loss of a node, and each process of Ray's that idles wakes a hundred times a second."""
+"""On one machine nobody announces the loss of a node, and each process of Ray's that idles wakes a hundred times a second. Like LOOPBACK,
+for the cluster's own processes alone: a command that this one starts may join a cluster whose nodes do go."""
 MODEL_MEMORY = {
     "GLIBC_TUNABLES": ":".join(
         f"glibc.malloc.{name}={value}"
@@ -65,9 +66,9 @@ def start_ray(*, cpus: int | None = None, custom: Iterable[str] = ()) -> None:
 
     A local cluster has plenty of each of the `custom` resources: this machine is every group of nodes that a job may name.
     """
-    for name, value in (RAY_DEFAULTS if joins() else RAY_DEFAULTS | ALONE).items():
+    for name, value in RAY_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    with _STARTING, _environment({} if joins() else LOOPBACK):
+    with _STARTING, _environment({} if joins() else LOOPBACK | ALONE):
         import ray
 
         if not ray.is_initialized():

@@ -66,6 +66,16 @@ def test_a_local_cluster_listens_on_loopback_alone(ray_cluster: None) -> None:
 
 
 @pytest.mark.ray
+def test_what_holds_of_a_local_cluster_is_known_in_it_alone(ray_cluster: None) -> None:
+    """Else a command that this process starts, on a cluster elsewhere, would not hear of nodes that are about to go."""
+    import ray
+
+    here = launch.LOOPBACK | launch.ALONE
+    known = ray.get(ray.remote(lambda: dict(os.environ)).remote())
+    assert here.items() <= known.items() and not here.keys() & os.environ.keys()
+
+
+@pytest.mark.ray
 @pytest.mark.long
 def test_one_machine_is_every_group_of_nodes() -> None:
     driver = """
