@@ -103,10 +103,9 @@ def skipped(done: Tokenized) -> list[tuple[str, str, int]]:
     """(decision, reason, number) of everything that gave no tokens."""
     from kinetok.pipelines.data.clip_index import read_parts
     from kinetok.pipelines.data.quarantine import report
-    from kinetok.pipelines.data.reasons import Reason
+    from kinetok.pipelines.data.reasons import MEANINGS
 
-    meaning = {str(reason): reason.doc for reason in Reason}
     rows = read_parts(done.clips.folder, columns=["reason"], decision="filtered")["reason"].to_pylist()
-    filtered = [("filtered", f"{reason}: {meaning[reason]}", count) for reason, count in Counter(rows).most_common()]
+    filtered = [("filtered", f"{reason}: {MEANINGS[reason]}", count) for reason, count in Counter(rows).most_common()]
     bad = [entry for artifact in (done.clips, done.tokens) for entry in report(artifact.folder)]
     return filtered + [("quarantined", f"{entry.reason}: {entry.meaning}", entry.count) for entry in bad]

@@ -21,6 +21,7 @@ from kinetok.pipelines.data.clip_index import Row, part_bytes, part_name, read_p
 from kinetok.pipelines.data.cut import cut_video
 from kinetok.pipelines.data.decode import LIMITS
 from kinetok.pipelines.data.guard import Guard, unguarded
+from kinetok.pipelines.data.nothing_kept import nothing_kept
 from kinetok.pipelines.data.quarantine import summary
 from kinetok.pipelines.data.reasons import BadVideo, Reason
 from kinetok.pipelines.data.recipe import CutRecipe, IndexRecipe
@@ -133,7 +134,7 @@ def _with_splits(out: Folder, part: PartInfo, given: Mapping[str, str]) -> PartI
 
 
 def finish_index(out: Folder, parts: Iterable[PartInfo], recipe: IndexRecipe) -> Counts:
-    """Settle the splits, write the manifest and `clips.json`. Raises QuarantineLimit where too much is bad."""
+    """Settle the splits, write the manifest and `clips.json`. QuarantineLimit where too much is bad, DataError where nothing is kept."""
     parts = sorted(unite_groups(out, parts, recipe.val_fraction), key=lambda part: part["shard"])
     kept, filtered, bad = (sum(part[name] for part in parts) for name in _DECISIONS)
     counts = Counts(input=kept + filtered + bad, written=kept, filtered=filtered, quarantined=bad)
@@ -142,6 +143,8 @@ def finish_index(out: Folder, parts: Iterable[PartInfo], recipe: IndexRecipe) ->
             f"{bad} of {counts.input} samples are bad, more than max_bad_fraction {recipe.max_bad_fraction:g} allows:\n"
             f"{summary(out)}\nRepair the source, or raise max_bad_fraction"
         )
+    if not kept:
+        raise nothing_kept(out)
     lines = [json.dumps({"path": part["path"], "bytes": part["bytes"], "sha256": part["sha256"], "count": part["count"]}) for part in parts]
     out.write_text(MANIFEST, "".join(f"{line}\n" for line in lines))
     geometry = recipe.model_dump(include={"fps", "frames", "height", "width", "shard_clips"})

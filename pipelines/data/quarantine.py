@@ -11,13 +11,10 @@ import pyarrow.parquet
 
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.clip_index import THREADS
-from kinetok.pipelines.data.reasons import Reason
+from kinetok.pipelines.data.reasons import MEANINGS
 
 COLUMNS = ("id", "shard", "reason", "message", "position")
 """Columns that every quarantine table has, whichever stage wrote it."""
-
-
-_MEANING = {str(reason): reason.doc for reason in Reason}
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def report(folder: Folder, *, examples: int = 3) -> list[ReasonCount]:
     return [
         ReasonCount(
             reason,
-            _MEANING[reason],
+            MEANINGS[reason],
             count,
             tuple((str(row["id"]), str(row["message"])) for row in found if row["reason"] == reason)[:examples],
         )

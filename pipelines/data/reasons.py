@@ -45,6 +45,10 @@ class Reason(StrEnum):
     FLAT = "flat", "frames of a single colour"
 
 
+MEANINGS = {str(reason): reason.doc for reason in Reason}
+"""By code, as tables hold it."""
+
+
 class BadVideo(DataError):
     """A video that cannot be used: `reason`, `message`, and `position` where the trouble begins (None: as a whole)."""
 

@@ -192,7 +192,7 @@ def _counts(shards: "Iterable[list[Line]]") -> Counts:
 
 
 def _check_limit(ctx: StageContext, bad: int, clips: int, max_bad_fraction: float) -> None:
-    """Raise QuarantineLimit with the reasons once more clips failed than the stage allows."""
+    """Raise QuarantineLimit with the reasons once more clips failed than the stage allows, DataError with them once all did."""
     from kinetok.pipelines.data.quarantine import summary
 
     if bad > max_bad_fraction * clips:
@@ -200,6 +200,8 @@ def _check_limit(ctx: StageContext, bad: int, clips: int, max_bad_fraction: floa
             f"stage {ctx.name}: {bad} of {clips} clips could not be encoded, more than max_bad_fraction={max_bad_fraction:g}; "
             f"repair the source or raise the limit\n{summary(ctx.out)}"
         )
+    if bad == clips:
+        raise DataError(f"stage {ctx.name}: none of {clips} clips could be encoded; repair the source\n{summary(ctx.out)}")
 
 
 def _speed(finished: "list[Committed]", seconds: float) -> dict[str, float]:

@@ -54,6 +54,23 @@ def test_a_folder_of_videos_becomes_tokens_of_the_model(model: str, tmp_path: Pa
     assert again.tokens.record == done.tokens.record
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_videos_that_give_no_clip_are_told_with_the_options_that_would(
+    model: str, tmp_path: Path, video_bytes: Callable[[int, int], bytes]
+) -> None:
+    source = tmp_path / "videos"
+    source.mkdir()
+    (source / "short.mp4").write_bytes(video_bytes(0, 1))
+    (source / "torn.mp4").write_bytes(video_bytes(9, 2)[:300])
+    recipe = RECIPE.model_copy(update={"frames": 9, "max_bad_fraction": 1.0})
+    told = (
+        r"(?s)clips: none of 2 samples gives a clip\n.*1 too_short: .*5 frames at 8 fps, a window has 9.*1 unreadable: .*--frames and --fps"
+    )
+    with pytest.raises(KinetokError, match=told):
+        tokenize(model, str(source), str(tmp_path / "out"), recipe=recipe, resources=Resources(batch_size=2), console=QUIET)
+
+
 def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(KinetokError, match="nowhere"):
         tokenize("nowhere", str(tmp_path), str(tmp_path / "out"), recipe=RECIPE, resources=Resources(), console=QUIET)

@@ -163,6 +163,16 @@ def test_too_much_bad_fails_with_a_summary(tmp_path: Path, store: Store) -> None
     assert list(store.all()) and all(artifact.kind != "clips" for artifact in store.all())
 
 
+def test_an_index_without_clips_fails_with_its_reasons(tmp_path: Path, store: Store) -> None:
+    source = _shards(tmp_path / "in", frames=3)
+    for _ in range(2):  # the second time of the parts that the first has left
+        with pytest.raises(
+            DataError, match=r"none of 12 samples gives a clip\n +12 too_short: .*first s0/0-0: 3 frames at 8 fps.*\nWhat would"
+        ):
+            _clips(store, source)
+    assert all(artifact.kind != "clips" for artifact in store.all())
+
+
 def test_folder_with_csv(tmp_path: Path, store: Store) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

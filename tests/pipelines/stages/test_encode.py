@@ -149,6 +149,12 @@ def test_too_many_bad_clips_fail_the_stage_with_their_reasons(tiny: ModuleType, 
         tiny.run_encode(clips, tmp_path / "out", bad=0.3)
 
 
+def test_no_clip_that_could_be_encoded_fails_whatever_the_limit(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
+    clips = make_clips(2, bad=(0, 1))
+    with pytest.raises(DataError, match=r"(?s)none of 4 clips could be encoded; repair the source\n.*4 unreadable"):
+        tiny.run_encode(clips, tmp_path / "out", bad=1.0)
+
+
 def test_a_source_that_is_gone_and_a_store_that_refuses_are_named(tiny: ModuleType, make_clips: Any, tmp_path: Path) -> None:
     clips = make_clips(2)
     (tmp_path / "full" / "shards" / "000000.tar").mkdir(parents=True)
