@@ -4,14 +4,13 @@ A plan only reads what is on this machine (`facts`), a run downloads the rest fi
 weights under the same name are another stage. Not covered: tokenizers of video (`models.py`), how the weights are used.
 """
 
-import hashlib
 import re
 from pathlib import Path
 
 from kinetok.infra.errors import DataError, StoreError
 from kinetok.infra.fingerprint import Plain, plain
+from kinetok.infra.kept_digest import kept_digest
 
-CHUNK = 64 << 20
 MODEL_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
 """What transformers reads of a model and its tokenizer."""
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -103,8 +102,4 @@ def _digest(file: Path) -> str:
     """sha256 of a file. The hub's cache has it in the names of large files, which are links, and weights of gigabytes need not be read."""
     if file.is_symlink() and _SHA256.fullmatch(file.resolve().name):
         return file.resolve().name
-    state = hashlib.sha256()
-    with file.open("rb") as stream:
-        while data := stream.read(CHUNK):
-            state.update(data)
-    return state.hexdigest()
+    return kept_digest(file)

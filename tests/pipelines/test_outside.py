@@ -7,6 +7,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+from kinetok.infra import kept_digest
 from kinetok.infra.errors import DataError, StoreError
 from kinetok.infra.stage import Stage
 from kinetok.pipelines.outside import model_digests
@@ -117,6 +118,18 @@ def test_a_plan_downloads_nothing_and_a_run_does(tmp_path: Path, monkeypatch: py
         stage.fetch()
         assert asked and stage.facts() == local.facts()
         asked.clear()
+
+
+def test_a_second_plan_takes_the_digests_that_the_first_has_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vgg, t5 = save(tmp_path, b"one")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept_digest, "WORTH_BYTES", 1)
+    monkeypatch.setattr(kept_digest, "SETTLED_SECONDS", -1.0)
+    named = [*stages(vgg, t5), *with_files(vgg)]
+    facts = [[stage.facts() for stage in named] for _ in range(2)]
+    for entry in (tmp_path / "cache").rglob("digests/*"):
+        entry.write_text(entry.read_text()[:-65] + 64 * "0" + "\n")
+    assert facts[0] == facts[1] and all(kept != stage.facts() for kept, stage in zip(facts[0], named, strict=True))
 
 
 def test_the_hubs_own_digest_of_a_large_file_is_taken(tmp_path: Path) -> None:
