@@ -1,8 +1,8 @@
 """What torch.compile would save the small base tokenizer on a CPU, and what the fused AdamW saves it and Divot's U-Net: CPU seconds of one
 thread, and of the compilation.
 
-Prints them; takes minutes and needs a C++ compiler. Compiled are the two trunks, which is all but the heads and the loss. Their results
-are not compared: `torch.compile` is not used in kinetok, the fused AdamW is.
+Prints them; takes minutes and needs a C++ compiler. Compiled are the two trunks, as with `resources.compile` of a stage, which is all but
+the heads and the loss. Their results are compared in `tests/pipelines/test_compiled.py`.
 """
 
 import time
@@ -12,6 +12,7 @@ import torch
 from tokenizer import medians
 from torch import Tensor, nn
 
+from kinetok.infra.compiling import compile_parts
 from kinetok.infra.fit import PlayerConfig
 from kinetok.infra.optim import adamw
 from kinetok.tokenizers.causal.autoencoder import CausalTokenizer
@@ -44,8 +45,7 @@ def model(compiled: bool) -> CausalTokenizer:
     torch.manual_seed(0)
     built = CausalTokenizer(SMALL_4X)
     if compiled:
-        built.encoder.compile()
-        built.decoder.compile()
+        compile_parts([built])
     return built
 
 

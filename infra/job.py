@@ -284,8 +284,13 @@ def _wiring(stages: Mapping[str, Stage]) -> list[str]:
 
 
 def _of_stages(stages: Mapping[str, Stage], resources: Mapping[str, Resources]) -> list[str]:
-    """What the stages themselves find wrong."""
-    return [f"stages.{name}.{problem}" for name, stage in stages.items() for problem in stage.problems(resources[name], stages)]
+    """What the stages themselves find wrong, and what is asked of those that cannot give it."""
+    idle = [
+        f"resources.{name}.compile: a stage of kind {stage.kind} compiles nothing; leave it out"
+        for name, stage in stages.items()
+        if resources[name].compile and not stage.compiles
+    ]
+    return idle + [f"stages.{name}.{problem}" for name, stage in stages.items() for problem in stage.problems(resources[name], stages)]
 
 
 def _sorted(graph: Mapping[str, Sequence[str]]) -> list[str]:

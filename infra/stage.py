@@ -82,6 +82,9 @@ class Resources(Config):
     """DeepSpeed ZeRO stage of training."""
     recompute: bool = False
     """Whether training a language model computes activations again on the way back instead of keeping them: less memory, same numbers."""
+    compile: bool = False
+    """Whether the heavy parts of the models that a stage runs go through torch.compile: minutes at the start, faster from then on, the same
+    numbers to rounding. Every worker needs a C++ compiler."""
     max_failures: Annotated[StrictInt, Field(ge=0)] = 2
     """Restarts that a training run survives: workers that were lost, or could not reach the store."""
 
@@ -89,6 +92,14 @@ class Resources(Config):
     def _sound(self) -> Self:
         if self.max_workers is not None and self.max_workers < self.workers:
             raise ValueError(f"max_workers {self.max_workers} is less than workers {self.workers}")
+        if self.compile and self.tile is not None:
+            raise ValueError(
+                "compile: a compiled graph holds every tile by itself and takes the longer to make the more there are; leave tile out"
+            )
+        if self.compile and self.zero == 3:
+            raise ValueError(
+                "compile: under ZeRO 3 weights come and go between layers, which breaks the graph at each of them; set zero: 2"
+            )
         for name in (*self.custom, *self.decoder_custom):
             if name in _BUILT_IN or ":" in name:
                 raise ValueError(f"custom resource {name!r}: Ray itself counts that one; say cpus, gpus, memory or accelerator")
@@ -190,6 +201,8 @@ class Stage(Config):
     """Bump it in the commit that changes what the stage's output means; the source text is never part of the key."""
     uses_ray: ClassVar[bool] = False
     """Whether `run` needs Ray: the engine then starts or joins a cluster before it, unless the stage is cached."""
+    compiles: ClassVar[bool] = False
+    """Whether it runs models with parts that are worth compiling (`resources.compile`)."""
     rates: ClassVar[Mapping[str, str]] = {}
     """Names in the metrics of a record of what one process of each sort, as `asks` calls it, does of the input in a second."""
     scales_with: ClassVar[tuple[str, ...]] = ()

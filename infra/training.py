@@ -21,6 +21,7 @@ from torch import Tensor, distributed, nn
 
 from kinetok.infra import checkpoint, meters
 from kinetok.infra.checkpoint import Saved
+from kinetok.infra.compiling import compile_parts
 from kinetok.infra.engine import Engine, EngineSettings, make_engine
 from kinetok.infra.errors import Cancelled, ConfigError, KinetokError, TrainingError
 from kinetok.infra.fit import FitConfig, split
@@ -263,6 +264,8 @@ class Loop:
             module.to(self.session.device).train()
         for module in trainable.frozen.values():
             module.to(self.session.device).eval().requires_grad_(False)
+        if self.work.resources.compile:
+            compile_parts([*trainable.players.values(), *trainable.frozen.values()])
         return trainable
 
     def _share(self) -> None:

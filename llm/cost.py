@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from kinetok.llm.dit import FREQUENCIES, MODULATIONS, DiTConfig
-from kinetok.tokenizers.base import Batch, Tokenizer, Tokens
+from kinetok.tokenizers.base import Batch, Tokenizer, Tokens, standing
 
 FLOAT = 4
 """Bytes of a float32: weights, gradients and optimizer state stay so under bf16 autocast."""
@@ -240,12 +240,6 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _count(self, size: int) -> None:
         self.now += size
         self.peak = max(self.peak, self.now)
-
-
-def standing(tokenizer: nn.Module) -> list[nn.Module]:
-    """A tokenizer and the frozen models below it, which are hidden from torch."""
-    below = [standing(model) for model in getattr(tokenizer, "_hidden", ())]
-    return [tokenizer, *(model for models in below for model in models)]
 
 
 def tokenizer_flops(build: Callable[[], Tokenizer], video_shape: Sequence[int]) -> tuple[int, int]:

@@ -16,7 +16,7 @@ of a head, L text tokens, E text width.
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -195,6 +195,8 @@ class VideoDiT(nn.Module):
 
 class Block(nn.Module):
     """Self-attention and MLP, each modulated and gated by the time (AdaLN-zero), with cross-attention to the text between them."""
+
+    worth_compiling: ClassVar[bool] = True
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kinetok.infra.compiling import compile_parts
 from kinetok.infra.stage import Resources
 from kinetok.pipelines.data.token_shards import DTYPES
-from kinetok.tokenizers.base import DecodeRecipe, Tokenizer, Tokens, TokenSpec
+from kinetok.tokenizers.base import DecodeRecipe, Tokenizer, Tokens, TokenSpec, standing
 from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Shower:
         self.recipe: DecodeRecipe = spec.recipe
         self.device = torch.device("cuda" if resources.gpus else "cpu")
         self.tokenizer, self.sampler = tokenizer.to(self.device), sampler
+        if resources.compile:
+            compile_parts(standing(self.tokenizer))
         arithmetic = DTYPES[resources.dtype]
         self.precision = torch.autocast(self.device.type, arithmetic, enabled=arithmetic is not torch.float32)
 

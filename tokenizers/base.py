@@ -318,6 +318,12 @@ def lower_stage(model: Tokenizer) -> LowerStage:
     raise ValueError(f"nothing can be grown upon a {model.config.kind!r} model: {model.growth_obstacle}")
 
 
+def standing(model: nn.Module) -> list[nn.Module]:
+    """A model and the frozen ones below it, which are hidden from torch."""
+    below = [standing(lower) for lower in getattr(model, "_hidden", ())]
+    return [model, *(each for models in below for each in models)]
+
+
 def check_video(video_BCTHW: Tensor, spatial: int) -> None:
     """Refuse what a trunk would only fail on later, or silently misread."""
     shape = tuple(video_BCTHW.shape)

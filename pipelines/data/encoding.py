@@ -26,9 +26,10 @@ import torch
 from ray.data import ActorPoolStrategy, ExecutionResources, TaskPoolStrategy
 from ray.exceptions import RayError
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinetok.infra import capacity, meters
+from kinetok.infra.compiling import compile_parts
 from kinetok.infra.errors import DataError, KinetokError
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
@@ -39,7 +40,7 @@ from kinetok.pipelines.data.ray_tasks import named, pool_sizes, worker_options
 from kinetok.pipelines.data.reasons import BadVideo, Reason
 from kinetok.pipelines.data.stream import blocks as blocks_of
 from kinetok.pipelines.data.token_shards import DTYPES, TOKENS, BadSample, Line, Sample, stored, write_shard
-from kinetok.tokenizers.base import DecodeRecipe, LowerStage, Tokenizer, Tokens, TokenSpec
+from kinetok.tokenizers.base import DecodeRecipe, LowerStage, Tokenizer, Tokens, TokenSpec, standing
 from kinetok.tokenizers.causal.chunks import ChunkPlan, encode_chunks, join_latents
 from kinetok.tokenizers.causal.tiling import tiled
 
@@ -205,6 +206,8 @@ class Encoder:
         self.device = torch.device("cuda" if encoding.resources.gpus else "cpu")
         torch.set_num_threads(max(1, int(encoding.resources.cpus)))
         self.model = encoding.open_model().to(self.device).eval()
+        if encoding.resources.compile:
+            compile_parts(standing(cast(nn.Module, self.model)))
 
     def __call__(self, unit: pa.Table) -> pa.Table:
         began = time.perf_counter()

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kinetok.infra.compiling import compile_parts
 from kinetok.infra.stage import Resources
 from kinetok.pipelines.data.order import sample_seed
 from kinetok.pipelines.report.ladder import PSNR_CAP, STORED, Clips
-from kinetok.tokenizers.base import Tokens
+from kinetok.tokenizers.base import Tokens, standing
 from kinetok.tokenizers.divot.ddim import SamplerConfig
 from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
 from kinetok.tokenizers.divot.training import draw, mean_v_loss
@@ -43,6 +44,8 @@ def shown(model: DivotTokenizer, clips: Clips, resources: Resources, sampler: Sa
     """Every clip of `clips`; those that can no longer be read are left out."""
     device = torch.device("cuda" if resources.gpus and torch.cuda.is_available() else "cpu")
     work = _Work(model.to(device).eval(), sampler, seed, device)
+    if resources.compile:
+        compile_parts(standing(model))
     arithmetic = STORED[resources.dtype]
     precision = torch.autocast(device.type, dtype=arithmetic, enabled=arithmetic != torch.float32)
     tokens: dict[int, Tensor] = {}

@@ -28,6 +28,7 @@ class Decode(Stage):
 
     kind: Literal["decode"] = "decode"
     version: ClassVar[int] = 2
+    compiles: ClassVar[bool] = True
     scales_with: ClassVar[tuple[str, ...]] = ("videos",)
     tokens: Annotated[Ref, Produces("write", "encode")]
     """The tokens."""

@@ -37,6 +37,7 @@ class Diffusion(Stage, FitConfig):
 
     kind: Literal["diffusion"] = "diffusion"
     version: ClassVar[int] = 1
+    compiles: ClassVar[bool] = True
     uses_ray: ClassVar[bool] = True
     scales_with: ClassVar[tuple[str, ...]] = ("steps", "global_batch")
     latents: Annotated[Ref, Produces("encode")]

@@ -36,6 +36,7 @@ class Encode(Stage):
 
     kind: Literal["encode"] = "encode"
     version: ClassVar[int] = 2
+    compiles: ClassVar[bool] = True
     uses_ray: ClassVar[bool] = True
     rates: ClassVar[Mapping[str, str]] = {
         "decode task": "decode_clips_per_second_per_core",

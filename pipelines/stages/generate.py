@@ -40,6 +40,7 @@ class Generate(Stage):
 
     kind: Literal["generate"] = "generate"
     version: ClassVar[int] = 1
+    compiles: ClassVar[bool] = True
     scales_with: ClassVar[tuple[str, ...]] = ("steps", "frames")
     model: Annotated[Ref, Produces("diffusion")]
     """The generator; its averaged weights where it was trained with `ema`."""
@@ -148,13 +149,17 @@ class Sampler:
     ) -> None:
         import torch
 
+        from kinetok.infra.compiling import compile_parts
         from kinetok.pipelines.data.token_shards import DTYPES
+        from kinetok.tokenizers.base import standing
 
         device = torch.device("cuda" if resources.gpus else "cpu")
         arithmetic = DTYPES[resources.dtype]
         self.stage, self.spec = stage, spec
         self.precision = torch.autocast(device.type, arithmetic, enabled=arithmetic is not torch.float32)
         self.model, self.tokenizer, self.text = model.to(device), tokenizer.to(device), text.to(device)
+        if resources.compile:
+            compile_parts([self.model, *standing(self.tokenizer)])
         self.tile = resources.tile
         self.chunks = len(spec.plan.spans(stage.frames))
         self.seconds = {"sample_seconds": 0.0, "decode_seconds": 0.0}

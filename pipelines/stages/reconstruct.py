@@ -38,6 +38,7 @@ class Reconstruct(Stage):
 
     kind: Literal["reconstruct"] = "reconstruct"
     version: ClassVar[int] = 2
+    compiles: ClassVar[bool] = True
     data: Annotated[Ref, Produces("clips")]
     """The clips; one split of them is measured."""
     model: Annotated[Ref, Produces("train", "model")]

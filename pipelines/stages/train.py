@@ -41,6 +41,7 @@ class Train(Stage, FitConfig):
 
     kind: Literal["train"] = "train"
     version: ClassVar[int] = 1
+    compiles: ClassVar[bool] = True
     uses_ray: ClassVar[bool] = True
     scales_with: ClassVar[tuple[str, ...]] = ("steps", "global_batch")
     data: Annotated[Ref, Produces("clips")]

@@ -26,6 +26,7 @@ class Vit(Stage):
 
     kind: Literal["vit"] = "vit"
     version: ClassVar[int] = 1
+    compiles: ClassVar[bool] = True
     uses_ray: ClassVar[bool] = True
     data: Annotated[Ref, Produces("clips")]
     """The clips."""

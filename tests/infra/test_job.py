@@ -118,6 +118,17 @@ def test_every_problem_is_told_at_once(toys: ModuleType, tmp_path: Path) -> None
     assert len(found) == len(expected) + 2
 
 
+def test_what_is_asked_of_a_stage_that_cannot_give_it_is_refused(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = toys.raw_job(tmp_path)
+    raw["resources"] = {"few": {"compile": True}, "many": {"compile": False}}
+    assert problems(raw, toys.CATALOG) == ["resources.few.compile: a stage of kind numbers compiles nothing; leave it out"]
+    monkeypatch.setattr(toys.Numbers, "compiles", True)
+    assert parse_job(raw, toys.CATALOG).resources["few"].compile
+    for other in ({"tile": 64}, {"zero": 3}):
+        (problem,) = problems(raw | {"resources": {"few": {"compile": True, **other}}}, toys.CATALOG)
+        assert problem.startswith("resources.few: compile: ") and next(iter(other)) in problem.lower().replace("zero: 2", "zero")
+
+
 def test_paths_hold_no_tags_of_unions() -> None:
     assert model_problems(net={"kind": "small", "widht": 2}) == [
         "stages.m.net.widht: unknown name (did you mean width?); there are kind, width"

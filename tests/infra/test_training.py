@@ -15,14 +15,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kinetok.infra import training
+from kinetok.infra import compiling, training
 from kinetok.infra.engine import Engine, EngineSettings, make_engine
 from kinetok.infra.errors import Cancelled, ConfigError, TrainingError
 from kinetok.infra.fit import TURN, FitConfig, PlayerConfig
@@ -84,6 +84,25 @@ class Adapted(Toy):
         base = nn.Linear(6, 6, bias=False).requires_grad_(False)
         base.weight.data.copy_(torch.eye(6) * BASE)
         self.players["model"].net.insert(0, base)
+
+
+class Part(nn.Sequential):
+    """Says that it is worth compiling."""
+
+    worth_compiling: ClassVar[bool] = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class Fast(Toy):
+    """Has such a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.players["model"].net = Part(*self.players["model"].net)
 
 
 class Squared(Toy):
@@ -321,6 +340,25 @@ def test_equals_a_loop_written_by_hand(tmp_path: Path) -> None:
     net.load_state_dict(average)
     batch = next(Numbers(11).batches(start=0, batch=11, rank=0, world=1))
     assert losses(tmp_path, "val/error")[12] == pytest.approx(toy.evaluate(batch)["error"].mean().item(), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile hides it by itself
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_compiling_changes_no_figure_and_no_weight(tmp_path: Path, zero: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model that is trained and the copy that its average is evaluated in; the frozen digest is that of plain weights."""
+    ran: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Any:
+        def run(*args: Any) -> Any:
+            ran.append(graph)
+            return graph(*args)
+
+        return run
+
+    monkeypatch.setattr(compiling, "BACKEND", backend)
+    alone_run(tmp_path / "compiled", Fast, resources={"zero": zero, "compile": True})
+    assert len(ran) == 12 * 4 + 2 * 6, "four micro-batches of each of twelve steps, and two evaluations of eleven samples"
+    assert_same(alone_run(tmp_path / "eager", Fast, resources={"zero": zero}), tmp_path / "compiled", exactly=True)
 
 
 def test_figures_that_are_no_means_follow_from_them(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from kinetok.llm.cost import (
     dit_parameters,
     pass_cost,
     saved_bytes,
-    standing,
     tokenizer_flops,
     training_cost,
 )
@@ -27,7 +26,7 @@ from kinetok.llm.presets import SIZES, dit
 from kinetok.llm.training import DiffusionObjective, DiTTrainable
 from kinetok.pipelines.models import growable
 from kinetok.tokenizers import catalog
-from kinetok.tokenizers.base import Batch, Tokenizer
+from kinetok.tokenizers.base import Batch, Tokenizer, standing
 from kinetok.tokenizers.causal.presets import SMALL_4X, SMALL_GROWN
 from kinetok.tokenizers.causal.training import ReconstructionObjective
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -114,6 +114,8 @@ class EncoderTrunk(nn.Module):
     The features are the plain residual stream, not normalised: growing normalises them where it takes them in (AdaNorm).
     """
 
+    worth_compiling: ClassVar[bool] = True
+
     def __init__(self, config: CausalConfig) -> None:
         super().__init__()
         self.patch = config.patch
@@ -138,6 +140,8 @@ class DecoderTrunk(nn.Module):
     `parts` are its two halves, which share its weights: a rung that trains one of them above this one copies it.
     """
 
+    worth_compiling: ClassVar[bool] = True
+
     def __init__(self, config: CausalConfig) -> None:
         super().__init__()
         self.patch = config.patch
@@ -161,6 +165,8 @@ class DecoderTrunk(nn.Module):
 class CoarseLevels(nn.Module):
     """A decoder trunk up to its finest level."""
 
+    worth_compiling: ClassVar[bool] = True
+
     def __init__(self, trunk: DecoderTrunk) -> None:
         super().__init__()
         self.levels, self.ups = trunk.levels[1:], trunk.ups
@@ -171,6 +177,8 @@ class CoarseLevels(nn.Module):
 
 class FinestLevel(nn.Module):
     """The rest of a decoder trunk."""
+
+    worth_compiling: ClassVar[bool] = True
 
     def __init__(self, trunk: DecoderTrunk) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -117,6 +117,8 @@ class MixingEncoder(nn.Module):
     Without a key path u = downsample(full + (blocks(AdaNorm(full; key)) - AdaNorm(full; key))).
     """
 
+    worth_compiling: ClassVar[bool] = True
+
     def __init__(self, width: int, config: GrownConfig) -> None:
         super().__init__()
         self.mode, self.key = config.mix, config.key
@@ -149,6 +151,8 @@ class MixingEncoder(nn.Module):
 
 class DuplicatingDecoder(nn.Module):
     """D_k_2k: residual blocks, then twice the steps; starts as `repeat_frames`."""
+
+    worth_compiling: ClassVar[bool] = True
 
     def __init__(self, width: int, config: GrownConfig) -> None:
         super().__init__()

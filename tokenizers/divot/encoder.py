@@ -12,7 +12,7 @@ Legend: B clips, T frames, N patches of a frame, D width, h w patches along an e
 """
 
 from math import isqrt
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -62,6 +62,8 @@ class EncoderConfig(Config):
 
 class TokenEncoder(nn.Module):
     """(B, T, N, `features`) without class tokens -> tokens (B, M, D), each of mean 0 and variance 1 but for the learned scale."""
+
+    worth_compiling: ClassVar[bool] = True
 
     mean_ND: Tensor
     std_D: Tensor

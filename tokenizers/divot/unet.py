@@ -13,7 +13,7 @@ of the time embedding.
 
 from collections.abc import Iterator
 from math import lcm, log
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -96,6 +96,8 @@ class Stage(nn.ModuleList):
 
 class VideoUNet(nn.Module):
     """v at a noisy latent; starts as zero."""
+
+    worth_compiling: ClassVar[bool] = True
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ Legend: B clips, T frames of a clip, F frames, C channels, H W pixels, N patches
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from pydantic import model_validator
@@ -62,6 +62,8 @@ class VitConfig(Config):
 
 class FrozenViT(nn.Module):
     """Frames in [-1, 1] to patch features. Never trained: its features are cached."""
+
+    worth_compiling: ClassVar[bool] = True
 
     def __init__(self, config: VitConfig, model: "CLIPVisionModel") -> None:
         super().__init__()
