@@ -181,14 +181,14 @@ def training_cost(build: Callable[[], Trained], batch: Batch, *, bf16: bool = Fa
 
 @dataclass(frozen=True)
 class PassCost:
-    """What running a frozen tokenizer takes, one micro-batch at a time."""
+    """What running frozen models takes, one micro-batch at a time."""
 
     parameters: int
-    """Of all models that it stands on, whether a pass needs them or not: they are on the worker."""
+    """Of the models and all that they stand on, whether a pass needs them or not: they are on the worker."""
     flops: int
     """One sample."""
     alive: int
-    """Bytes of a micro-batch that are held at once, at most, its pixels included."""
+    """Bytes of a micro-batch that are held at once, at most, what it is made of included."""
 
     @property
     def memory(self) -> int:
@@ -196,23 +196,27 @@ class PassCost:
         return FLOAT * self.parameters + self.alive
 
 
-def pass_cost(
-    build: Callable[[], Tokenizer], run: Callable[[Tokenizer, Tensor], object], video_shape: Sequence[int], *, dtype: torch.dtype
-) -> PassCost:
-    """Cost of `run` on a micro-batch (B, 3, T, H, W) under autocast to `dtype`; no number is ever computed."""
+def pass_cost(build: Callable[[], Sequence[nn.Module]], run: Callable[..., Iterable[int]], samples: int, *, dtype: torch.dtype) -> PassCost:
+    """Cost of `run(*models)` on a micro-batch of `samples`, under autocast to `dtype`; no number is ever computed.
+
+    `run` yields after each part of its work how often that is done: of the equal steps of a sampler it takes one.
+    """
     with torch.device("meta"):
-        tokenizer = build()
+        built = build()
+    models = [each for model in built for each in standing(model)]
+    # Before they leave the meta device, which parts weights that modules share.
+    parameters = sum(weight.numel() for model in models for weight in model.parameters())
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        models = standing(tokenizer)
         for model in models:
             # A weight that goes into a module as it is, as queries do, would have the counter of FLOPs look for its gradient.
-            _leave_meta(model.requires_grad_(False))
+            _leave_meta(model.eval().requires_grad_(False))
         weights = [weight for model in models for weight in (*model.parameters(), *model.buffers())]
-        with Alive(weights) as alive:
-            video_BCTHW = torch.empty(*video_shape)
-            flops = count_flops(lambda: run(tokenizer, video_BCTHW))
-    parameters = sum(weight.numel() for model in models for weight in model.parameters())
-    return PassCost(parameters, flops // video_shape[0], alive.peak)
+        flops = before = 0
+        with Alive(weights) as alive, FlopCounterMode(display=False, custom_mapping=_CPU_KERNELS) as counter:
+            for times in run(*built):
+                flops += times * (counter.get_total_flops() - before)
+                before = counter.get_total_flops()
+    return PassCost(parameters, flops // samples, alive.peak)
 
 
 class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]

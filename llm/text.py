@@ -8,8 +8,8 @@ for that. Not covered: training an encoder, pooled embeddings, decoder-only lang
 Legend: B captions, L text tokens, E text width.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -23,6 +23,27 @@ if TYPE_CHECKING:
 UNTRAINED: Final = "untrained"
 MODEL_TYPES = {"t5": ("t5", "mt5", "umt5"), "clip": ("clip", "clip_text_model")}
 """`model_type` of a transformers configuration, for each encoder."""
+PUBLISHED: Final[Mapping[str, Mapping[str, Any]]] = {
+    "google/flan-t5-xxl": {
+        "vocab_size": 32128,
+        "d_model": 4096,
+        "d_kv": 64,
+        "d_ff": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "feed_forward_proj": "gated-gelu",
+    },
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": {
+        "vocab_size": 49408,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "projection_dim": 1024,
+        "hidden_act": "gelu",
+    },
+}
+"""Numbers of encoders in repositories of the hub, as transformers calls them: what they cost is known without their files."""
 UNTRAINED_SEED = 0
 UNTRAINED_WIDTH = 64
 
@@ -106,6 +127,20 @@ def _untrained() -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
         return tokenizer, T5EncoderModel(
             T5Config(vocab_size=len(tokenizer), d_model=UNTRAINED_WIDTH, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
         )
+
+
+def outline_encoder(config: TextConfig) -> "PreTrainedModel":
+    """The architecture of an encoder, by its published numbers or its settings at `path`: for what it costs, on the meta device."""
+    if config.path is None:
+        return _untrained()[1]
+    import_transformers()
+    from transformers import AutoConfig, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    families: dict[str, tuple[Any, Any]] = {"clip": (CLIPTextConfig, CLIPTextModel), "t5": (T5Config, T5EncoderModel)}
+    (kind, family), known = families[config.encoder], PUBLISHED.get(config.path)
+    numbers = kind(**known) if known is not None else AutoConfig.from_pretrained(config.path, trust_remote_code=False)
+    model: PreTrainedModel = family(getattr(numbers, "text_config", numbers))
+    return model
 
 
 def _pretrained(config: TextConfig, path: str) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":

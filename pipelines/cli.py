@@ -183,13 +183,14 @@ def cancel(submission: str, address: str) -> None:
 @_job
 @_set
 def estimate(job: str, overrides: tuple[str, ...]) -> None:
-    """Price a job before it runs, the stages that train and those that run a tokenizer: parameters, FLOPs, memory."""
-    from kinetok.pipelines.estimate import encodings, estimate_table, outlines, run_outlines, run_table, trainings
+    """Price a job before it runs, the stages that train and those that run models: parameters, FLOPs, memory."""
+    from kinetok.pipelines.estimate import estimate_table, outlines, trainings
+    from kinetok.pipelines.passes import passes, run_outlines, run_table
 
     loaded, _ = _load(job, overrides, None)
     _console().print(estimate_table(outlines(loaded, trainings(loaded))))
-    if encodings(loaded):
-        _console().print(run_table(run_outlines(loaded)))
+    if passes(loaded):
+        _console().print(run_table(loaded, run_outlines(loaded)))
 
 
 @main.command()

@@ -1,11 +1,11 @@
-"""What the stages of a job that train, and those that run a tokenizer, will compute and hold, before it is launched; and the token budget
-of a generator, as tables.
+"""What the stages of a job that train will compute and hold, before it is launched, and the token budget of a generator, as tables; and the
+models of a job without memory for their weights.
 
 Every model of the job is built without memory for its weights, so a job of full size is priced on a laptop, and nothing is downloaded
 for it: the models of the Hugging Face hub that the job files here name are built by their published numbers (`AUTOENCODERS`, and
 `PUBLISHED` in `kinetok.llm.divot.presets`), others must be on this machine; LPIPS has one architecture, whatever weights a job names.
-Not covered: stages that run text encoders, generators and language models, what communication and kernels take on top
-(`kinetok.llm.cost`), the speed of a machine but for one assumed rate (`ASSUMED_TFLOPS`).
+Not covered: stages that run frozen models (`passes.py`), what communication and kernels take on top (`kinetok.llm.cost`), the speed of a
+machine but for one assumed rate (`ASSUMED_TFLOPS`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,25 +21,23 @@ from kinetok.pipelines.data.language_tasks import Generation, Storytelling
 from kinetok.pipelines.stages.clips import Clips
 from kinetok.pipelines.stages.diffusion import Diffusion
 from kinetok.pipelines.stages.encode import Encode
-from kinetok.pipelines.stages.evaluate import Evaluate
 from kinetok.pipelines.stages.language import Language
+from kinetok.pipelines.stages.language_model import LanguageModel
 from kinetok.pipelines.stages.model import Model
 from kinetok.pipelines.stages.text import Text
 from kinetok.pipelines.stages.train import Train
-from kinetok.tokenizers.causal.chunks import ChunkPlan
+from kinetok.pipelines.stages.write import Write
 from kinetok.tokenizers.causal.training import ReconstructionObjective
 from kinetok.tokenizers.divot.tokenizer import DivotConfig
 from kinetok.tokenizers.divot.training import DivotObjective
 from kinetok.tokenizers.divot.unet_training import UNetObjective
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from kinetok.infra.job import Job
     from kinetok.infra.plan import Step
     from kinetok.infra.stage import Resources, Stage
     from kinetok.llm.budget import Row
-    from kinetok.llm.cost import Memory, PassCost, Trained, TrainingCost
+    from kinetok.llm.cost import Memory, Trained, TrainingCost
     from kinetok.llm.divot.model import DivotLMConfig
     from kinetok.llm.presets import SizeName
     from kinetok.tokenizers.base import Batch, Tokenizer
@@ -97,67 +95,6 @@ def estimate(job: "Job", name: str) -> Estimate:
     cost = training_cost(*_made(stage, job.stages, resources), bf16=stage.precision == "bf16")
     memory = cost.memory(ema=stage.ema is not None, zero=resources.zero, workers=resources.workers)
     return Estimate(name, cost, memory, stage.global_batch, stage.steps, resources.workers * resources.gpus)
-
-
-def encodings(job: "Job") -> list[str]:
-    """The stages of the job that only run tokenizers, in the order that it runs them."""
-    return [name for name in job.order() if isinstance(job.stages[name], Encode | Evaluate)]
-
-
-def run_cost(job: "Job", name: str) -> "PassCost":
-    """One `encode`, or the dearest model of one `evaluate`. Raises as `estimate`."""
-    from kinetok.llm.cost import pass_cost
-    from kinetok.pipelines.data.token_shards import DTYPES
-    from kinetok.pipelines.models import growable
-    from kinetok.tokenizers.base import Tokens
-    from kinetok.tokenizers.causal.chunks import encode_chunks
-
-    stage, resources = job.stages[name], job.resources[name]
-    assert isinstance(stage, Encode | Evaluate)
-    clips = job.stages[stage.data]
-    assert isinstance(clips, Clips)
-
-    def run(model: "Tokenizer", video_BCTHW: "Tensor") -> None:
-        if isinstance(stage, Evaluate):
-            tokens = model.encode(video_BCTHW)
-            model.decode(Tokens(tokens.values, tokens.frames))
-        elif stage.content == "features":
-            growable(model).growth_features(video_BCTHW)
-        else:
-            encode_chunks(model, video_BCTHW, stage.chunks or ChunkPlan(frames=clips.frames))
-
-    def cost(model: str) -> "PassCost":
-        shape = (resources.batch_size, 3, clips.frames, clips.height, clips.width)
-        return pass_cost(lambda: _tokenizer(model, job.stages), run, shape, dtype=DTYPES[resources.dtype])
-
-    return max(map(cost, stage.models if isinstance(stage, Evaluate) else [stage.model]), key=lambda found: found.memory)
-
-
-def run_outlines(job: "Job") -> "Iterator[tuple[str, int, PassCost | str]]":
-    """Each stage of `encodings` with its micro-batch and its cost, or with why that is not known."""
-    for name in encodings(job):
-        try:
-            yield name, job.resources[name].batch_size, run_cost(job, name)
-        except (ConfigError, StoreError) as error:
-            yield name, job.resources[name].batch_size, f"unknown: {error}"
-
-
-def run_table(found: "Iterable[tuple[str, int, PassCost | str]]") -> Table:
-    """One row a stage, or why it has no figures; memory is of one worker."""
-    caption = (
-        "stages that run a tokenizer: memory of one worker at its most; workspaces of convolutions come on top, less of them with `tile`"
-    )
-    table = Table(header_style="bold", expand=False, caption=caption, caption_justify="left")
-    table.add_column("stage")
-    for column in ("parameters", "FLOPs/clip", "clips at once", "weights", "tensors alive", "memory"):
-        table.add_column(column, justify="right")
-    for name, batch, cost in found:
-        if isinstance(cost, str):
-            table.add_row(name, escape(cost))
-            continue
-        held = (cost.memory - cost.alive, cost.alive, cost.memory)
-        table.add_row(name, human_count(cost.parameters), human_count(cost.flops), str(batch), *map(human_bytes, held))
-    return table
 
 
 def unrecorded(job: "Job", steps: "Iterable[Step]") -> list[str]:
@@ -281,7 +218,7 @@ def _language(stage: Language, stages: Stages, resources: "Resources") -> "tuple
     from kinetok.llm.divot.training import DivotLMTrainable
     from kinetok.llm.divot.vocabulary import Vocabulary
 
-    config, vocabulary = _language_config(stage, stages), Vocabulary.of_bytes()
+    config, vocabulary = language_of(stage, stages), Vocabulary.of_bytes()
     room = config.clip_tokens + 2
     samples = []
     for task in stage.tasks:
@@ -305,17 +242,16 @@ def _language(stage: Language, stages: Stages, resources: "Resources") -> "tuple
     return build, batch
 
 
-def _language_config(stage: Language, stages: Stages) -> "DivotLMConfig":
-    """Numbers of the model that a stage trains, or goes on with."""
+def language_of(stage: "Stage", stages: Stages) -> "DivotLMConfig":
+    """Numbers of the language model that a stage trains, goes on with, or brings in; ConfigError where the job does not tell."""
     from kinetok.llm.divot.language import PretrainedLanguage
     from kinetok.llm.divot.presets import PUBLISHED
     from kinetok.pipelines.models import is_hub_id, on_machine
 
-    while stage.model is None:
-        start = stages[str(stage.start)]
-        if not isinstance(start, Language):
-            raise ConfigError(f"start: {stage.start} was trained elsewhere; what it costs is not known before it is in the store")
-        stage = start
+    while isinstance(stage, Language) and stage.start is not None:
+        stage = stages[stage.start]
+    if not isinstance(stage, Language) or stage.model is None:
+        raise ConfigError("the language model was trained elsewhere; what it costs is not known before it is in the store")
     language = stage.model.language
     if isinstance(language, PretrainedLanguage) and language.path in PUBLISHED and is_hub_id(language.path):
         return stage.model.model_copy(update={"language": PUBLISHED[language.path]})
@@ -379,7 +315,7 @@ def _clips(stage: Train, stages: Stages, resources: "Resources") -> "Batch":
     batch = {"video_BTHWC": torch.empty(shape, dtype=torch.uint8, device="meta")}
     if stage.features is not None and stage.lower is not None:
         with torch.device("meta"), torch.no_grad():
-            features = growable(_tokenizer(stage.lower, stages)).growth_features(torch.empty(shape[0], 3, *shape[1:4]))
+            features = growable(tokenizer_of(stage.lower, stages)).growth_features(torch.empty(shape[0], 3, *shape[1:4]))
         batch |= {"full_BDthw": features.full_BDthw, "key_BDthw": features.key_BDthw}
     return batch
 
@@ -393,21 +329,44 @@ def _generator(stage: Diffusion, stages: Stages, resources: "Resources") -> "tup
 
     encode, text, samples = stages[stage.latents], stages[stage.text], resources.batch_size
     assert isinstance(encode, Encode) and isinstance(text, Text)
-    clips = stages[encode.data]
-    assert isinstance(clips, Clips)
-    spans = encode.chunks.spans(clips.frames) if encode.chunks else [range(clips.frames)]
+    clips = clips_of(encode, stages)
+    chunks = len(encode.chunks.spans(clips.frames)) if encode.chunks else 1
+    _, steps, rows, columns = latent_shape(encode, stages)
     with torch.device("meta"):
-        video = torch.empty(1, 3, len(spans[0]), clips.height, clips.width)
-        steps, rows, columns = _tokenizer(encode.model, stages).encode(video).values.shape[2:]
         batch = {
-            "latent_BZthw": torch.empty(samples, stage.model.z, steps * len(spans), rows, columns),
+            "latent_BZthw": torch.empty(samples, stage.model.z, steps * chunks, rows, columns),
             "text_BLE": torch.empty(samples, text.text.max_tokens, stage.model.text_width),
             "text_mask_BL": torch.empty(samples, text.text.max_tokens, dtype=torch.bool),
         }
     return lambda: DiTTrainable(VideoDiT(stage.model), stage.objective), batch
 
 
-def _tokenizer(name: str, stages: Stages) -> "Tokenizer":
+def clips_of(stage: "Stage", stages: Stages) -> Clips:
+    """The clips that a stage's samples are, or whose tokens it writes."""
+    while not isinstance(stage, Clips):
+        if isinstance(stage, Write):
+            stage = stages[stage.model]
+        elif isinstance(stage, Language):
+            stage = stages[stage.tokens[0]]
+        elif isinstance(stage, LanguageModel):
+            stage = stages[stage.tokens]
+        else:
+            assert isinstance(stage, Encode)
+            stage = stages[stage.data]
+    return stage
+
+
+def latent_shape(encode: Encode, stages: Stages) -> tuple[int, ...]:
+    """Of the tokens of one clip, or of its first chunk, without the batch."""
+    import torch
+
+    clips = clips_of(encode, stages)
+    frames = len(encode.chunks.spans(clips.frames)[0]) if encode.chunks else clips.frames
+    with torch.device("meta"):
+        return tuple(tokenizer_of(encode.model, stages).encode(torch.empty(1, 3, frames, clips.height, clips.width)).values.shape[1:])
+
+
+def tokenizer_of(name: str, stages: Stages) -> "Tokenizer":
     """The tokenizer that a stage trains or brings in, on the meta device."""
     from kinetok.pipelines.models import is_hub_id, load
     from kinetok.tokenizers.divot.released import frame_autoencoder
@@ -426,8 +385,8 @@ def _build(stage: Train, stages: Stages) -> "Tokenizer":
 
     if stage.model is None:
         assert stage.start is not None, "a job with neither is refused"
-        return _tokenizer(stage.start, stages)
+        return tokenizer_of(stage.start, stages)
     config = stage.model
     if isinstance(config, DivotConfig):
         config = config.model_copy(update={"vit": config.vit.model_copy(update={"path": None})})
-    return catalog.build(config, _tokenizer(stage.lower, stages) if stage.lower is not None else None)
+    return catalog.build(config, tokenizer_of(stage.lower, stages) if stage.lower is not None else None)

@@ -1,6 +1,6 @@
 """Costs said beforehand against the same model counted at work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 import pytest
@@ -154,7 +154,11 @@ def test_what_a_pass_holds_is_what_it_allocates(grown: bool, way: str) -> None:
     def work(model: Tokenizer, video_BCTHW: torch.Tensor) -> object:
         return model.decode(model.encode(video_BCTHW)) if way == "both" else growable(model).growth_features(video_BCTHW)
 
-    model, video, found = make().eval(), torch.zeros(shape), pass_cost(make, work, shape, dtype=torch.float32)
+    def once(model: Tokenizer) -> Iterator[int]:
+        work(model, torch.zeros(shape))
+        yield 1
+
+    model, video, found = make().eval(), torch.zeros(shape), pass_cost(lambda: [make()], once, 2, dtype=torch.float32)
     assert found.parameters == sum(weight.numel() for each in standing(model) for weight in each.parameters())
     assert len(standing(model)) == 1 + grown and found.memory == FLOAT * found.parameters + found.alive
     with torch.no_grad():
@@ -170,9 +174,26 @@ def test_what_a_pass_holds_is_what_it_allocates(grown: bool, way: str) -> None:
 
 def test_half_the_clips_and_half_the_bytes_are_less_alive() -> None:
     def alive(clips: int, dtype: torch.dtype) -> int:
-        return pass_cost(make_base, lambda model, video: model.decode(model.encode(video)), (clips, 3, 17, 64, 64), dtype=dtype).alive
+        def work(model: Tokenizer) -> Iterator[int]:
+            model.decode(model.encode(torch.zeros(clips, 3, 17, 64, 64)))
+            yield 1
+
+        return pass_cost(lambda: [make_base()], work, clips, dtype=dtype).alive
 
     assert alive(1, torch.float32) < 0.6 * alive(2, torch.float32) and alive(2, torch.bfloat16) < alive(2, torch.float32)
+
+
+def test_of_equal_steps_one_is_taken() -> None:
+    def work(model: Tokenizer) -> Iterator[int]:
+        tokens = model.encode(torch.zeros(2, 3, 9, 32, 32))
+        yield 1
+        model.decode(tokens)
+        yield 3
+        model.decode(tokens)
+        yield 0
+
+    encoding, decoding = tokenizer_flops(make_base, (2, 3, 9, 32, 32))
+    assert pass_cost(lambda: [make_base()], work, 2, dtype=torch.float32).flops == (encoding + 3 * decoding) // 2
 
 
 def test_flops_of_a_tokenizer() -> None:

@@ -25,7 +25,8 @@ from kinetok.llm.divot.presets import DIVOT_1B, DIVOT_7B, PUBLISHED
 from kinetok.llm.presets import dit
 from kinetok.pipelines import cli
 from kinetok.pipelines.catalog import STAGES
-from kinetok.pipelines.estimate import ASSUMED_TFLOPS, _made, outline_table, outlines, run_cost, unrecorded
+from kinetok.pipelines.estimate import ASSUMED_TFLOPS, _made, outline_table, outlines, unrecorded
+from kinetok.pipelines.passes import run_cost
 from kinetok.pipelines.stages.diffusion import Diffusion
 from kinetok.pipelines.stages.encode import Encode
 from kinetok.pipelines.stages.language import Language

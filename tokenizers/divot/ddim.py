@@ -43,6 +43,11 @@ class SamplerConfig(Config):
     half: bool = False
     """Round alpha_bar to float16 where the published sampler does: the same to three digits, needed to compare with it."""
 
+    @property
+    def passes(self) -> int:
+        """Steps that are taken: `uniform` ones have whole strides between them, so there may be more than asked for."""
+        return self.steps if self.spacing == "trailing" else len(range(0, schedule.STEPS, schedule.STEPS // self.steps))
+
 
 @dataclass(frozen=True)
 class Grid:
