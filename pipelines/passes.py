@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 PRICED = (Encode, Evaluate, Text, Vit, Generate, Decode, Write, Understand, Reconstruct)
 UNPRICED = (Judge, Score)
 """What has networks too, and is not priced."""
+MEASURING = ("lpips", "clip", "i3d")
+"""Fields of stages that name networks which measure."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,10 @@ def _caption(job: "Job") -> Iterator[str]:
         yield f"Texts have {CAPTION} ids where nothing says how many."
     if Understand in kinds:
         yield "A question has all clips and the longest answer that it may have; one answer is scored, each further option is one more."
-    if left := [name for name in job.order() if isinstance(job.stages[name], UNPRICED)]:
-        yield f"Not priced: {', '.join(left)}, and LPIPS, CLIP and I3D wherever they measure: their networks are others' files, or small."
+    left = [name for name in job.order() if isinstance(job.stages[name], UNPRICED)]
+    left += [network for network in MEASURING if any(getattr(stage, network, None) for stage in job.stages.values())]
+    if left:
+        yield f"Not priced, for they are small or in files of others: networks of {', '.join(left)}."
 
 
 @singledispatch

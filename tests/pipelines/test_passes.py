@@ -211,8 +211,8 @@ def test_every_stage_that_runs_models_has_a_row() -> None:
 
 
 def test_what_is_not_priced_is_named() -> None:
-    job = make_job(scores={"kind": "score", "generated": ["shown"], "data": "windows"})
-    assert "Not priced: scores, and LPIPS, CLIP and I3D" in str(run_table(job, []).caption)
+    job = make_job(scores={"kind": "score", "generated": ["shown"], "data": "windows", "clip": "clip"}, carried={"lpips": "vgg"})
+    assert str(run_table(job, []).caption).endswith("networks of scores, lpips, clip.")
 
 
 def test_models_that_are_nowhere_are_unknown() -> None:
