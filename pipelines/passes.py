@@ -134,7 +134,9 @@ def _encode(stage: Encode, stages: Stages, resources: Resources) -> Sequence[Wor
 
     def run(model: "Tokenizer") -> Iterator[int]:
         video_BCTHW = _empty(*video_shape)
-        if stage.content == "features":
+        if stage.features is not None:
+            model.encode_features(_features(model, *video_shape), video_BCTHW.shape[2])
+        elif stage.content == "features":
             growable(model).growth_features(video_BCTHW)
         else:
             encode_chunks(model, video_BCTHW, stage.chunks or ChunkPlan(frames=video_BCTHW.shape[2]))
@@ -385,6 +387,20 @@ def _instructed(stage: Stage, stages: Stages) -> bool:
             return stage.instructed
         stage = stages[stage.start]
     return True
+
+
+def _features(model: "Tokenizer", samples: int, _: int, frames: int, rows: int, columns: int) -> "dict[str, Tensor]":
+    """What a tokenizer of cached features is given of so many clips."""
+    from kinetok.tokenizers.causal.grown import GrownTokenizer
+    from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
+
+    if isinstance(model, DivotTokenizer):
+        return {"tokens": _empty(samples, model.config.encoder.frames, model.config.vit.patches, model.config.vit.width)}
+    assert isinstance(model, GrownTokenizer), "problems() refuses features of others"
+    below = model.lower.geometry
+    steps = {"full": below.latent_steps(frames), "key": below.latent_steps(-(-frames // 2))}
+    cells = rows // below.spatial, columns // below.spatial
+    return {name: _empty(samples, below.encoder_width, count, *cells) for name, count in steps.items()}
 
 
 def _tokens_of(model: "DivotTokenizer", frames: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from safetensors.torch import save
 
 from kinetok.infra import meters
 from kinetok.infra.artifact import Artifact
+from kinetok.infra.compiling import compile_parts
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.pipelines.data.ray_tasks import Item, each_on_actors
@@ -36,7 +37,8 @@ from kinetok.pipelines.data.token_shards import (
     stored,
     write_shard,
 )
-from kinetok.tokenizers.base import Tokenizer
+from kinetok.tokenizers.base import Tokenizer, standing
+from kinetok.tokenizers.causal.tiling import tiled
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class _Worker:
         self.device = torch.device("cuda" if encoding.resources.gpus else "cpu")
         self.encoding, self.features = encoding, TokenShards.open(encoding.features)
         self.model = encoding.open_model().to(self.device).eval()
+        if encoding.resources.compile:
+            compile_parts(standing(self.model))
 
     def __call__(self, item: Item) -> Item:
         began, shard, size = time.perf_counter(), item["shard"], self.encoding.resources.batch_size
@@ -86,7 +90,7 @@ class _Worker:
         encoding, read = self.encoding, [self.features.read(row) for row in rows]
         batch = {name: torch.stack([tensors[name] for tensors in read]).to(self.device).float() for name in read[0]}
         arithmetic = DTYPES[encoding.resources.dtype]
-        with torch.autocast(self.device.type, arithmetic, enabled=arithmetic is not torch.float32):
+        with torch.autocast(self.device.type, arithmetic, enabled=arithmetic is not torch.float32), tiled(encoding.resources.tile):
             made = stored(self.model.encode_features(batch, encoding.frames).values, DTYPES[encoding.dtype])
         return [self._sample(row, values) for row, values in zip(rows, made, strict=True)]
 

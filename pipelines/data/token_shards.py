@@ -139,7 +139,7 @@ def member_name(shard: int, place: int, extension: str) -> str:
     return f"{shard:06d}-{place:06d}.{extension}"
 
 
-def dtype_name(name: str) -> str:
+def dtype_name(name: Stored) -> str:
     """The name that a TokenSpec gives a type, from that of a job: bf16 is bfloat16."""
     return str(DTYPES[name]).removeprefix("torch.")
 

@@ -1,7 +1,7 @@
 """What stages that run models will compute, against their own code counted while it computes that."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +29,7 @@ from kinetok.tokenizers import catalog
 from kinetok.tokenizers.base import DecodeRecipe, Tokenizer, TokenSpec, standing
 from kinetok.tokenizers.causal.autoencoder import CausalConfig
 from kinetok.tokenizers.causal.chunks import ChunkPlan
+from kinetok.tokenizers.causal.grown import GrownConfig
 from kinetok.tokenizers.divot.ddim import SamplerConfig, timesteps
 from kinetok.tokenizers.divot.presets import SMALL
 from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
@@ -188,6 +189,28 @@ def test_what_is_said_is_what_the_stage_computes(name: str, work: Callable[[], N
     base(), divot(), language()  # a linear start is computed when a model is made
     assert found.flops == count_flops(work) // SAMPLES > 0
     assert found.alive > 0 and found.memory == FLOAT * found.parameters + found.alive
+
+
+def test_tokens_of_cached_features_cost_what_is_left() -> None:
+    grown = GrownConfig(blocks=1, groups=4)
+    train = {"kind": "train", "data": "clips", "lower": "base", "optimizers": {"autoencoder": {"lr": 1e-3}}, **FIT}
+    encode = {"kind": "encode", "data": "clips", "model": "base"}
+    job = make_job(
+        tokens={"features": "vit"},
+        trunk={**encode, "content": "features"},
+        grown={**train, "model": grown, "features": "trunk"},
+        higher={**encode, "model": "grown", "features": "trunk"},
+    )
+    vit_BFPD = torch.zeros(SAMPLES, DIVOT.encoder.frames, DIVOT.vit.patches, DIVOT.vit.width)
+    video_BCTHW = torch.zeros(SAMPLES, 3, 5, 16, 16)
+    trunk = base().growth_features(video_BCTHW)
+    cached = {"full": trunk.full_BDthw, "key": trunk.key_BDthw}
+    models: dict[str, tuple[Tokenizer, dict[str, torch.Tensor]]] = {
+        "tokens": (divot(), {"tokens": vit_BFPD}),
+        "higher": (catalog.build(grown, base()).eval(), cached),
+    }
+    for name, (model, features) in models.items():
+        assert run_cost(job, name).flops == count_flops(partial(model.encode_features, features, 5)) // SAMPLES > 0
 
 
 def test_parameters_are_those_of_all_models_on_the_worker() -> None:
