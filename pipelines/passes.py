@@ -131,11 +131,12 @@ def _encode(stage: Encode, stages: Stages, resources: Resources) -> Sequence[Wor
     from kinetok.tokenizers.causal.chunks import encode_chunks
 
     video_shape = _video(stage, stages, resources)
+    cached = None if stage.features is None else _features(stages[stage.features], stages, video_shape)
 
     def run(model: "Tokenizer") -> Iterator[int]:
         video_BCTHW = _empty(*video_shape)
-        if stage.features is not None:
-            model.encode_features(_features(model, *video_shape), video_BCTHW.shape[2])
+        if cached is not None:
+            model.encode_features({name: _empty(*shape) for name, shape in cached.items()}, video_BCTHW.shape[2])
         elif stage.content == "features":
             growable(model).growth_features(video_BCTHW)
         else:
@@ -389,18 +390,18 @@ def _instructed(stage: Stage, stages: Stages) -> bool:
     return True
 
 
-def _features(model: "Tokenizer", samples: int, _: int, frames: int, rows: int, columns: int) -> "dict[str, Tensor]":
-    """What a tokenizer of cached features is given of so many clips."""
-    from kinetok.tokenizers.causal.grown import GrownTokenizer
-    from kinetok.tokenizers.divot.tokenizer import DivotTokenizer
+def _features(stage: Stage, stages: Stages, video_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of what the shards of a stage hold of a micro-batch, by name."""
+    import torch
 
-    if isinstance(model, DivotTokenizer):
-        return {"tokens": _empty(samples, model.config.encoder.frames, model.config.vit.patches, model.config.vit.width)}
-    assert isinstance(model, GrownTokenizer), "problems() refuses features of others"
-    below = model.lower.geometry
-    steps = {"full": below.latent_steps(frames), "key": below.latent_steps(-(-frames // 2))}
-    cells = rows // below.spatial, columns // below.spatial
-    return {name: _empty(samples, below.encoder_width, count, *cells) for name, count in steps.items()}
+    from kinetok.pipelines.models import growable
+
+    if isinstance(stage, Vit):
+        return {"tokens": (video_shape[0], stage.frames, stage.vit.patches, stage.vit.width)}
+    assert isinstance(stage, Encode)
+    with torch.device("meta"), torch.no_grad():
+        found = growable(tokenizer_of(stage.model, stages)).growth_features(torch.empty(*video_shape))
+    return {"full": tuple(found.full_BDthw.shape), "key": tuple(found.key_BDthw.shape)}
 
 
 def _tokens_of(model: "DivotTokenizer", frames: int) -> tuple[int, int]:

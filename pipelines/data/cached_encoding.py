@@ -37,7 +37,7 @@ from kinetok.pipelines.data.token_shards import (
     stored,
     write_shard,
 )
-from kinetok.tokenizers.base import Tokenizer, standing
+from kinetok.tokenizers.base import Tokenizer
 from kinetok.tokenizers.causal.tiling import tiled
 
 
@@ -72,7 +72,7 @@ class _Worker:
         self.encoding, self.features = encoding, TokenShards.open(encoding.features)
         self.model = encoding.open_model().to(self.device).eval()
         if encoding.resources.compile:
-            compile_parts(standing(self.model))
+            compile_parts([self.model])
 
     def __call__(self, item: Item) -> Item:
         began, shard, size = time.perf_counter(), item["shard"], self.encoding.resources.batch_size
