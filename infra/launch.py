@@ -8,6 +8,8 @@ import contextlib
 import json
 import logging
 import os
+import shlex
+import sys
 import tempfile
 import threading
 import time
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from kinetok.infra.errors import KinetokError, StoreError, TrainingError
 from kinetok.infra.fit import ATTEMPTS, RUNS, outcome_name
+from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
 from kinetok.infra.wheel import cached_wheel, unpacked
 
@@ -52,6 +55,8 @@ MODEL_MEMORY = {
 """Environment of a process that runs a model, which allocates the same activations again and again: by default Linux takes the freed ones
 back, and maps and zeroes them anew, a page at a time. Worth a tenth of a training step on a CPU. An allocator that is not glibc's, or is
 older than a setting, leaves it out."""
+ASIDE = 10
+"""Niceness, on this machine, of what counts neither a CPU nor a GPU: it takes what those leave that do."""
 UNUSED = {"DatasetsCallback"}
 """Parts of Ray Train that start a process for each training, three seconds of a core, for nothing: our feeds are not Ray datasets."""
 UNUSED_ALONE = {"PlacementGroupCleanerCallback"}
@@ -145,6 +150,25 @@ def shipped() -> dict[str, object]:
     return {"py_modules": [str(unpacked(cached_wheel()))]}
 
 
+def model_environment(resources: Resources) -> dict[str, object]:
+    """The Ray runtime environment of a process that runs a model with these resources."""
+    found: dict[str, object] = {"env_vars": MODEL_MEMORY}
+    if stands_aside(resources) and not joins():
+        found["py_executable"] = f"nice -n {ASIDE} {shlex.quote(sys.executable)}"
+    return found
+
+
+def stands_aside(resources: Resources) -> bool:
+    """Whether a model runs beside others that count a CPU or a GPU, and counts none itself."""
+    return not resources.cpus and not resources.gpus
+
+
+def stand_aside() -> None:
+    """Let Linux prefer others to this thread until it ends."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), ASIDE)
+
+
 def run_workers(work: "Work") -> None:
     """Run the training loop on Ray Train workers to its end; checkpoints go below `work.out`. Raises TrainingError when they keep dying."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -174,7 +198,7 @@ def run_workers(work: "Work") -> None:
             storage_path=(work.out / RUNS).url,
             failure_config=FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=work.config.keep),
-            worker_runtime_env={"env_vars": MODEL_MEMORY},  # type: ignore[call-arg]  # the second version's, too
+            worker_runtime_env=model_environment(resources),  # type: ignore[call-arg]  # the second version's, too
         ),
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
     )

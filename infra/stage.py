@@ -54,7 +54,8 @@ class Resources(Config):
     max_workers: Annotated[StrictInt, Field(ge=1)] | None = None
     """As many workers where the cluster has room, and never fewer than `workers`; None: `workers`."""
     cpus: Annotated[float, Field(ge=0)] = 1.0
-    """CPUs of one worker; also its intra-op threads."""
+    """CPUs of one worker; also its intra-op threads. What counts none, and no GPU, runs beside the rest of a machine of ours and takes what
+    that leaves."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of one worker."""
     memory: Annotated[float, Field(ge=0)] = 0.0

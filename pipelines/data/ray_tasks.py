@@ -11,7 +11,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from kinetok.infra.errors import DataError, KinetokError, StoreError
-from kinetok.infra.launch import MODEL_MEMORY, start_ray
+from kinetok.infra.launch import model_environment, start_ray
 from kinetok.infra.stage import Resources
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def worker_options(resources: Resources) -> dict[str, Any]:
         "memory": resources.memory or None,
         "resources": resources.custom or None,
         "accelerator_type": resources.accelerator,
-        "runtime_env": {"env_vars": MODEL_MEMORY},
+        "runtime_env": model_environment(resources),
     }
 
 

@@ -55,7 +55,7 @@ class Decode(Stage):
         rows = np.flatnonzero(pc.equal(shards.rows["split"], self.split).to_numpy(zero_copy_only=False))[: self.videos].tolist()
         if not rows:
             raise DataError(f"{ctx.input('tokens').name} has no clips of the {self.split} split: name the other one")
-        with threads(ctx.resources.cpus):
+        with threads(ctx.resources):
             return self._write(ctx, shards, rows, Shower(tokenizer, shards.spec, ctx.resources, self.sampler))
 
     def _write(self, ctx: StageContext, shards: "TokenShards", rows: list[int], show: "Shower") -> StageResult:

@@ -84,7 +84,7 @@ class Evaluate(Stage):
         if not clips.rows:
             raise DataError(f"{ctx.input('data').name} has no {self.split} clips: raise val_fraction, or use more source videos")
         networks = Networks.open(ctx.resources, lpips=self.lpips)
-        with threads(ctx.resources.cpus):
+        with threads(ctx.resources):
             average = average_frame(clips)
             if len(clips.bad) == len(clips.rows):
                 raise DataError(f"none of {len(clips.rows)} clips can be read any more: {next(iter(clips.bad.values()))}")
@@ -185,12 +185,16 @@ def too_small(lpips: str | None, clips: Stage) -> Iterator[str]:
 
 
 @contextmanager
-def threads(cpus: float) -> Iterator[None]:
-    """Torch's intra-op threads for the block."""
+def threads(resources: Resources) -> Iterator[None]:
+    """Torch's intra-op threads for the block; this thread, which is the stage's own, steps back where it counts neither CPU nor GPU."""
     import torch
 
+    from kinetok.infra.launch import stand_aside, stands_aside
+
+    if stands_aside(resources):
+        stand_aside()
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, int(cpus)))
+    torch.set_num_threads(max(1, int(resources.cpus)))
     try:
         yield
     finally:

@@ -97,7 +97,7 @@ class Generate(Stage):
         require_encoder(spec.text, encoder)
         prompts = self._prompts(text)
         sampler = Sampler(self, spec, open_generator(ctx.input("model")), tokenizer, encoder, ctx.resources)
-        with threads(ctx.resources.cpus):
+        with threads(ctx.resources):
             return self._write(ctx, sampler, prompts)
 
     def _prompts(self, text: "TextShards") -> list[str]:

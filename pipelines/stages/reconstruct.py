@@ -93,7 +93,7 @@ class Reconstruct(Stage):
         clips = Clips(index, choose(index, self.split, self.max_clips, self.seed), ctx.resources.batch_size)
         sampler = self.sampler or model.config.sampler
         tally = _Tally(Networks.open(ctx.resources, clip=self.clip, i3d=self.i3d, lpips=self.lpips))
-        with threads(ctx.resources.cpus):
+        with threads(ctx.resources):
             for item in shown(model, clips, ctx.resources, sampler, self.seed):
                 ctx.progress(done=tally.clips, total=len(clips.rows), unit="clips")
                 self._show(ctx, clips, item, tally)

@@ -72,7 +72,7 @@ class Score(Stage):
     def run(self, ctx: StageContext) -> StageResult:
         from kinetok.pipelines.stages.evaluate import threads
 
-        with threads(ctx.resources.cpus):
+        with threads(ctx.resources):
             scorer = Scorer(self, ctx)
             lines = list(scorer.lines())
         scores = ClipScores(judge=scorer.own_accuracy, protocol=scorer.protocol(), lines=tuple(lines))

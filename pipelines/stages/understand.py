@@ -85,7 +85,7 @@ class Understand(Stage):
         require_same_tokenizer(ctx.input("tokens").name, videos.shards.spec, spec.tokens)
         exam, unknown = self._exam(ctx, videos)
         model = open_language(ctx.input("model")).to(torch.device("cuda" if ctx.resources.gpus else "cpu"))
-        with threads(ctx.resources.cpus):
+        with threads(ctx.resources):
             asked = list(self._asked(ctx, model, spec.instructed, videos, exam))
         protocol = self._protocol(model, spec.instructed, videos)
         answers = Answers(

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from kinetok.infra.errors import DataError, KinetokError, StoreError
-from kinetok.infra.launch import MODEL_MEMORY
+from kinetok.infra.launch import ASIDE, MODEL_MEMORY
 from kinetok.infra.stage import Resources
 from kinetok.pipelines.data.ray_tasks import each_on_actors, each_on_ray
 
@@ -28,8 +28,9 @@ def test_every_item_once() -> None:
 
 
 def whose(item: dict[str, Any]) -> dict[str, Any]:
-    """What Ray calls the task that this runs in, and how its process allocates memory."""
-    return {"task": ray.get_runtime_context().get_task_name(), "memory": os.environ.get("GLIBC_TUNABLES")}
+    """What Ray calls the task that this runs in, how its process allocates memory, and how nice it is."""
+    memory, nice = os.environ.get("GLIBC_TUNABLES"), os.getpriority(os.PRIO_PROCESS, 0)
+    return {"task": ray.get_runtime_context().get_task_name(), "memory": memory, "nice": nice}
 
 
 @pytest.mark.ray
@@ -41,6 +42,15 @@ def test_ray_calls_tasks_and_actors_by_their_stage() -> None:
     assert row["memory"] == MODEL_MEMORY["GLIBC_TUNABLES"]
     actors = ray._private.state.actors().values()  # type: ignore[attr-defined]
     assert "MapWorker(Map(autumn: Worker))" in {actor["ActorClassName"] for actor in actors}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_counts_no_cpu_stands_aside_and_nothing_else() -> None:
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    for cpus, asked in ((1.0, ours), (0.0, min(ours + ASIDE, 19))):
+        (row,) = each_on_actors("aside", lambda: whose, [{"n": 1}], resources=Resources(cpus=cpus), stop=threading.Event())
+        assert row["nice"] == asked
 
 
 @pytest.mark.ray
