@@ -131,6 +131,8 @@ def worker_counts(resources: Resources) -> range:
 
 def fit_problems(config: FitConfig, resources: Resources, players: tuple[str, ...]) -> Iterator[str]:
     """What of a training's numbers cannot be meant, as `field: sentence`; `players` is what the objective trains."""
+    if not resources.worker:
+        yield "resources: a training worker counts neither a CPU nor a GPU, and Ray Train places none that asks for nothing; set cpus: 1"
     for workers in worker_counts(resources):
         try:
             split(config, resources, workers)

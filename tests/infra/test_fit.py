@@ -208,6 +208,8 @@ def test_every_number_of_workers_of_a_range_must_divide_the_global_batch() -> No
     elastic = Resources(workers=1, max_workers=2, batch_size=8)
     assert [split(CONFIG, elastic, workers) for workers in (1, 2)] == [(8, 1), (4, 1)]
     assert list(fit_problems(CONFIG, elastic, ("model",))) == []
+    (problem,) = fit_problems(CONFIG, elastic.model_copy(update={"cpus": 0.0}), ("model",))
+    assert problem.startswith("resources: a training worker counts neither a CPU nor a GPU")
     (problem,) = fit_problems(CONFIG, elastic.model_copy(update={"max_workers": 4}), ("model",))
     assert problem.startswith("global_batch: ") and "x workers 3" in problem
 
