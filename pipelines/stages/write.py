@@ -20,6 +20,7 @@ from kinetok.infra.stage import Ask, Produces, Ref, Resources, Stage, StageConte
 from kinetok.pipelines.data.user_files import read_user_file, read_user_text
 
 if TYPE_CHECKING:
+    from kinetok.pipelines.data.token_shards import Stored
     from kinetok.tokenizers.base import TokenSpec
 
 Prompt = Annotated[str, StringConstraints(min_length=1)]
@@ -96,7 +97,7 @@ class Write(Stage):
         return self.prompts or ()
 
 
-def _stored_spec(spec: "TokenSpec", dtype: str) -> "TokenSpec":
+def _stored_spec(spec: "TokenSpec", dtype: "Stored") -> "TokenSpec":
     from kinetok.pipelines.data.token_shards import dtype_name
 
     return spec.model_copy(update={"dtype": dtype_name(dtype)})
