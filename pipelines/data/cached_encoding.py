@@ -23,13 +23,13 @@ from kinetok.infra.artifact import Artifact
 from kinetok.infra.compiling import compile_parts
 from kinetok.infra.stage import Resources
 from kinetok.infra.storage import Folder
+from kinetok.pipelines.data.encoding import Committed
 from kinetok.pipelines.data.ray_tasks import Item, each_on_actors
 from kinetok.pipelines.data.reasons import Reason
 from kinetok.pipelines.data.token_shards import (
     DTYPES,
     TOKENS,
     BadSample,
-    Line,
     Sample,
     Stored,
     TokenShards,
@@ -55,12 +55,12 @@ class CachedEncoding:
     out: Folder
 
 
-def encode_cached(due: list[int], encoding: CachedEncoding, stop: threading.Event) -> Iterator[tuple[int, list[Line], float]]:
-    """Encode the shards numbered `due` and commit each; yields number, manifest lines and seconds of work as they are committed."""
+def encode_cached(due: list[int], encoding: CachedEncoding, stop: threading.Event) -> Iterator[Committed]:
+    """Encode the shards numbered `due` and commit each; yields them as they are committed."""
     items = [{"shard": shard} for shard in due]
     stage = meters.stage_of(encoding.out)
     for done in each_on_actors(stage, partial(_Worker, encoding), items, resources=encoding.resources, stop=stop):
-        yield done["shard"], json.loads(done["lines"]), done["seconds"]
+        yield Committed(done["shard"], json.loads(done["lines"]), done["clips"], 0.0, done["seconds"])
 
 
 class _Worker:
@@ -78,11 +78,12 @@ class _Worker:
         began, shard, size = time.perf_counter(), item["shard"], self.encoding.resources.batch_size
         rows = np.flatnonzero(self.features.rows["shard"].to_numpy() == shard).tolist()
         made = [found for at in range(0, len(rows), size) for found in self._encode(rows[at : at + size])]
-        bad = self._quarantined(shard) + [found for found in made if isinstance(found, BadSample)]
+        lost = self._quarantined(shard)
+        bad = lost + [found for found in made if isinstance(found, BadSample)]
         lines = write_shard(self.encoding.out, shard, (found for found in made if isinstance(found, Sample)), bad)
         seconds = time.perf_counter() - began
         meters.did(meters.stage_of(self.encoding.out), "model", samples=len(rows), seconds=seconds)
-        return {"shard": shard, "lines": json.dumps(lines), "seconds": seconds}
+        return {"shard": shard, "lines": json.dumps(lines), "clips": len(rows) + len(lost), "seconds": seconds}
 
     @torch.inference_mode()
     def _encode(self, rows: list[int]) -> list[Sample | BadSample]:

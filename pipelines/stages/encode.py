@@ -105,7 +105,7 @@ class Encode(Stage):
     ) -> StageResult:
         """`encode` without pixels. Raises ContractError where the features are of another model or of other clips."""
         from kinetok.pipelines.data.cached_encoding import CachedEncoding, encode_cached
-        from kinetok.pipelines.data.token_shards import TokenShards, dtype_name, require_spec, resume, stamp
+        from kinetok.pipelines.data.token_shards import TokenShards, dtype_name, require_spec
         from kinetok.pipelines.stages.divot_training import require_same_clips
 
         model = open_model()
@@ -114,40 +114,38 @@ class Encode(Stage):
             raise ContractError(f"features: {ctx.input('model').name} makes tokens of pixels alone; leave them out")
         require_spec(TokenShards.open(features).spec, wanted)
         require_same_clips(features, ctx.input("data"))
-        stamp(ctx.out, model.spec().model_copy(update={"recipe": index.recipe, "dtype": dtype_name(self.dtype)}))
-        lines = resume(ctx.out)
-        due = [shard for shard in range(len(index.shards)) if shard not in lines]
-        done = before = _counts(lines.values()).input
-        began, busy = time.perf_counter(), 0.0
-        ctx.progress(done=done, total=len(index), unit="clips")
+        spec = model.spec().model_copy(update={"recipe": index.recipe, "dtype": dtype_name(self.dtype)})
         work = CachedEncoding(open_model, features, self.dtype, index.frames, ctx.resources, ctx.out)
-        for shard, written, seconds in encode_cached(due, work, ctx.stop):
-            lines[shard] = written
-            done, busy = done + len(index.shards[shard]), busy + seconds
-            ctx.progress(done=done, total=len(index), unit="clips")
-        counts = _counts(lines.values())
-        _check_limit(ctx, counts.quarantined, len(index), self.max_bad_fraction)
-        _write_manifest(ctx, lines)
-        made, taken = done - before, time.perf_counter() - began
-        speed = {"clips_per_second": made / taken, self.rates["model actor"]: made / busy} if due else {}
-        return StageResult(speed, counts.model_copy(update={"input": len(index)}))
+        return commit(ctx, index, spec, lambda due: encode_cached(due, work, ctx.stop), self.max_bad_fraction)
 
 
 def encode(ctx: StageContext, index: "ClipIndex", encoding: "Encoding", max_bad_fraction: float) -> StageResult:
-    """Commit every shard that is not there yet, count, and write the manifest."""
+    """`commit` of what a model makes of pixels."""
     from kinetok.pipelines.data.encoding import encode_shards
+
+    named = replace(encoding, stage=ctx.name)
+    return commit(ctx, index, _stored_spec(named), lambda due: encode_shards(index, due, named, ctx.out, ctx.stop), max_bad_fraction)
+
+
+def commit(
+    ctx: StageContext,
+    index: "ClipIndex",
+    spec: "TokenSpec",
+    shards: "Callable[[list[int]], Iterable[Committed]]",
+    max_bad_fraction: float,
+) -> StageResult:
+    """Have `shards` commit every shard that is not there yet, count, and write the manifest; `spec` is of what they hold."""
     from kinetok.pipelines.data.token_shards import resume, stamp
 
     if not len(index):
         raise DataError(f"{ctx.input('data').name} holds no clips to encode: look at its filters and its quarantine")
-    stamp(ctx.out, _stored_spec(encoding))
-    encoding = replace(encoding, stage=ctx.name)
+    stamp(ctx.out, spec)
     lines = resume(ctx.out)
     due = [shard for shard in range(len(index.shards)) if shard not in lines]
     finished: list[Committed] = []
     began = time.perf_counter()
     ctx.progress(done=_counts(lines.values()).input, total=len(index), unit="clips")
-    for shard in encode_shards(index, due, encoding, ctx.out, ctx.stop) if due else ():
+    for shard in shards(due) if due else ():
         lines[shard.number] = shard.lines
         finished.append(shard)
         counts = _counts(lines.values())
@@ -156,13 +154,8 @@ def encode(ctx: StageContext, index: "ClipIndex", encoding: "Encoding", max_bad_
     # Publishing refuses counts that do not balance: what went in is said by the clip index, not by what came out.
     counts = _counts(lines.values()).model_copy(update={"input": len(index)})
     _check_limit(ctx, counts.quarantined, len(index), max_bad_fraction)
-    _write_manifest(ctx, lines)
-    return StageResult(_speed(finished, time.perf_counter() - began), counts)
-
-
-def _write_manifest(ctx: StageContext, lines: "Mapping[int, list[Line]]") -> None:
-    """The lines of all shards, in order."""
     ctx.out.write_text(MANIFEST, "".join(json.dumps(line) + "\n" for number in sorted(lines) for line in lines[number]))
+    return StageResult(_speed(finished, time.perf_counter() - began), counts)
 
 
 def _stored_spec(encoding: "Encoding") -> "TokenSpec":
@@ -206,12 +199,13 @@ def _check_limit(ctx: StageContext, bad: int, clips: int, max_bad_fraction: floa
 
 
 def _speed(finished: "list[Committed]", seconds: float) -> dict[str, float]:
-    """Rates of this attempt: end to end, and of decoding and the model each by itself; empty where nothing was left to do."""
+    """Rates of this attempt: end to end, and of the model and, where there was any, of decoding by itself; empty where nothing was left."""
     clips = sum(shard.clips for shard in finished)
     if not clips:
         return {}
+    decoding = sum(shard.decode_seconds for shard in finished)
     return {
         "clips_per_second": clips / seconds,
-        "decode_clips_per_second_per_core": clips / sum(shard.decode_seconds for shard in finished),
+        **({"decode_clips_per_second_per_core": clips / decoding} if decoding else {}),
         "model_clips_per_second_per_actor": clips / sum(shard.encode_seconds for shard in finished),
     }
