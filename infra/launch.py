@@ -26,6 +26,8 @@ from kinetok.infra.storage import Folder
 from kinetok.infra.wheel import cached_wheel, unpacked
 
 if TYPE_CHECKING:
+    from ray.train import Result
+
     from kinetok.infra.training import Loop, Work
 
 RAY_DEFAULTS = {
@@ -174,14 +176,19 @@ def run_workers(work: "Work") -> None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from kinetok.infra.controllers import run_controller
+
     unused = UNUSED if joins() else UNUSED | UNUSED_ALONE
 
     class Trainer(TorchTrainer):
-        """Ray's, without the parts that are of no use here."""
+        """Ray's, without the parts that are of no use here, and on a Ray of our own without a process for its controller."""
 
         def _create_default_callbacks(self) -> list[object]:
             every = super()._create_default_callbacks()  # type: ignore[misc]  # the second version's
             return [each for each in every if type(each).__name__ not in unused]
+
+        def _initialize_and_run_controller(self, **parts: object) -> "Result":
+            return super()._initialize_and_run_controller(**parts) if joins() else run_controller(parts)  # type: ignore[misc]
 
     resources = work.resources
     trainer = Trainer(

@@ -1,0 +1,39 @@
+"""One process for the controllers of all trainings on a Ray of our own.
+
+Ray Train starts a process for the controller of each training, and nothing of the training starts before it is up: seconds, in which it
+imports Ray Train and torch once more. On a cluster elsewhere that is what keeps a training alive, and stays. A Ray of our own ends with
+the command that started it, so that its controllers can share a process, a thread each. Not covered: what a controller does, which is
+Ray Train's.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+if TYPE_CHECKING:
+    from ray.train import Result
+
+NAME = "kinetok train controllers"
+TRAININGS = 32
+"""At once at most, a thread each; others wait for theirs. More than a machine runs."""
+
+
+class Controllers:
+    """The actor: each call is one training, from its first worker to its last."""
+
+    def run(self, parts: dict[str, Any]) -> "Result":
+        """What Ray Train's controller of these constructor arguments comes to; an error of the training is in the result."""
+        from ray.train.v2._internal.execution.controller import TrainController
+
+        controller = TrainController(**parts)
+        asyncio.run(controller.run())
+        return controller.get_result()
+
+
+def run_controller(parts: dict[str, Any]) -> "Result":
+    """Run a controller in the shared process, which the first training starts and which ends with Ray; waits for its end."""
+    options = {"name": NAME, "get_if_exists": True, "num_cpus": 0, "max_concurrency": TRAININGS, "lifetime": "detached"}
+    actor = ray.remote(Controllers).options(**options).remote()
+    result: Result = ray.get(actor.run.remote(parts))
+    return result
