@@ -27,13 +27,13 @@ class Controllers:
         from ray.train.v2._internal.execution.controller import TrainController
 
         controller = TrainController(**parts)
-        asyncio.run(controller.run())
+        asyncio.run(controller.run())  # type: ignore[no-untyped-call]
         return controller.get_result()
 
 
 def run_controller(parts: dict[str, Any]) -> "Result":
     """Run a controller in the shared process, which the first training starts and which ends with Ray; waits for its end."""
     options = {"name": NAME, "get_if_exists": True, "num_cpus": 0, "max_concurrency": TRAININGS, "lifetime": "detached"}
-    actor = ray.remote(Controllers).options(**options).remote()
+    actor: Any = ray.remote(Controllers).options(**options).remote()
     result: Result = ray.get(actor.run.remote(parts))
     return result

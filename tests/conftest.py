@@ -84,8 +84,8 @@ def object_store() -> Iterator[str]:
 
 
 LEAK_PATIENCE_SECONDS = 60.0
-SERVICES = ("_AutoscalingCoordinatorActor", "ActorLocationTracker", "_StatsActor")
-"""Ray Data's own, one of each in a cluster, without CPUs; they are there from the first data set on."""
+SERVICES = ("_AutoscalingCoordinatorActor", "ActorLocationTracker", "_StatsActor", "Controllers")
+"""Ray Data's own, and ours: one of each in a cluster, without CPUs; they are there from the first data set or training on."""
 
 
 def living() -> set[str]:

@@ -60,6 +60,11 @@ _NORM = {
     "std": "division by the deviation of each group in each frame, taken about its mean, while the mean stays in",
     "group": "GroupNorm of each frame, which subtracts the mean: for comparison",
 }
+_ADAGN = {
+    False: "left out: frozen under a grown rung, it would want a latent at its own rate, which is not there",
+    True: "in front of each level, by deviations and means over each frame of what the latent head gives the decoder, which a grown rung "
+    "gives a frozen one too; Open-MAGVIT2's are the latent's own, over the clip",
+}
 _MIX = {
     "add": "a sum",
     "concat": "a trained projection of both back to the trunk's width, which starts as the sum",
@@ -284,11 +289,7 @@ def _of_base(config: "CausalConfig") -> Iterator[tuple[str, str, str]]:
     begun = f"; training starts at {_START[config.start]}" if config.image_path == "none" else ""
     yield "where training starts, and what an image model is for", _IMAGE_PATH[config.image_path] + begun, "`image_path`, `start`"
     yield "the norm without mean subtraction", _NORM[config.norm], "`norm`"
-    yield (
-        "AdaGN in the decoder, which MagViT-v2 has",
-        "left out: frozen under a grown rung, it would want a latent at its own rate, which is not there",
-        "",
-    )
+    yield "AdaGN in the decoder, which MagViT-v2 has", _ADAGN[config.adagn], "`adagn`"
     yield (
         "what stands before the first frame in a convolution",
         "the first frame, repeated; Open-MAGVIT2 has zeros there: a departure from its layout",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -180,6 +181,21 @@ def test_stops_when_asked(by_value: None, tmp_path: Path) -> None:
         run(tmp_path, config=CONFIG.model_copy(update={"steps": 10**7, "checkpoint_every": 10**7, "log_every": 100}), progress=progress)
     assert not (tmp_path / "training.json").exists()
     assert checkpoint.committed(Folder(str(tmp_path / "_work" / "ray"))) is not None, "what was trained is not lost"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_trainings_at_once_share_the_process_of_their_controllers(by_value: None, tmp_path: Path) -> None:
+    import ray
+
+    with ThreadPoolExecutor(2) as pool:
+        good, bad = pool.submit(run, tmp_path / "good"), pool.submit(run, tmp_path / "bad", feed=Numbers(bad=True))
+        assert good.result()["val/error"] > 0
+        with pytest.raises(DataError, match="clip 7 is damaged"):
+            bad.result()
+    started = Counter(actor["ActorClassName"] for actor in ray._private.state.actors().values())  # type: ignore[attr-defined]
+    assert (started["Controllers"], started["TrainController"]) == (1, 0)
+    assert started["RayTrainWorker"] >= 2
 
 
 @pytest.mark.ray

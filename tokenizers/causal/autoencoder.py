@@ -1,9 +1,13 @@
 """The base rung: a causal 3D-convolution KL autoencoder, 4x8x8 in its full-size configuration.
 
 Source: the continuous form of MagViT-v2 (arXiv 2310.05737) as ProMAG (arXiv 2501.05442) uses it; where the paper is silent, the
-layout follows Open-MAGVIT2's video network (arXiv 2409.04410), but for the latent-dependent normalisation of its decoder: frozen
-under a grown rung, that would want a latent at the base's own rate, which is not there. Small and full-size models differ in the
-numbers of `CausalConfig` only.
+layout follows Open-MAGVIT2's video network (arXiv 2409.04410). Small and full-size models differ in the numbers of `CausalConfig`
+only.
+
+AdaGN. The decoder of MagViT-v2 normalises what enters each level and modulates it by the latent's deviations and means over the clip.
+Whether ProMAG keeps that is not published, and it matters: frozen under a grown rung, it wants a latent at the base's own rate, which
+is not there. `adagn` takes deviations and means of what the decoder is given, its head's linear image of the latent; a grown rung gives
+the frozen decoder the same. They are of each frame and not of the clip, so that the decoder stays causal and streams.
 
 Image path. Before it learns motion the paper's base takes over an image model, "a frozen image encoder kept for the first frame
 instead of only inflating 2D kernels"; the wiring is not published. Here the image model is a `CausalTokenizer` of the same numbers
@@ -17,7 +21,7 @@ without temporal strides (`CausalConfig.image`), trained on single frames, and `
 
 Not covered: losses (`training`).
 
-Legend: B clips, C pixel channels, T H W frames, rows, columns, D trunk width, t h w latent positions.
+Legend: B clips, C pixel channels, T H W frames, rows, columns, D trunk width, E two numbers for each of D, t h w latent positions.
 """
 
 from collections.abc import Sequence
@@ -33,13 +37,16 @@ from torch import Tensor, nn
 from kinetok.tokenizers.base import Count, ModelConfig, Tokenizer
 from kinetok.tokenizers.causal import start
 from kinetok.tokenizers.causal.layers import (
+    AdaptiveNorm,
     CausalConv3d,
     Memory,
     NormKind,
     ResBlocks,
     Upsample,
     depth_to_space,
+    frame_style,
     pad_frames,
+    repeat_frames,
     space_to_depth,
 )
 from kinetok.tokenizers.causal.posterior import LatentHeads
@@ -68,6 +75,9 @@ class CausalConfig(ModelConfig):
     """What a frame's groups are divided by: their root mean square, their deviation without centring (`std`), or GroupNorm."""
     groups: Count = 32
     """Normalisation groups; must divide every level's width."""
+    # Not dumped at its default, like `start`.
+    adagn: Annotated[bool, Field(exclude_if=lambda value: value is False)] = False
+    """Whether the decoder has AdaGN in front of each level. With `start: random` only: a transform coder has nothing to normalise."""
     image_path: Literal["none", "inflate", "frozen2d"] = "none"
     """What an image model, given as the lower one, is taken over for: nothing, the start, or the start and the first frame."""
     # The default is not dumped: it would give every rung that was trained before there was a choice another key.
@@ -81,6 +91,8 @@ class CausalConfig(ModelConfig):
         for width in self.widths:
             if width % self.groups:
                 raise ValueError(f"groups: {self.groups} does not divide the level width {width}")
+        if self.adagn and self.start != "random":
+            raise ValueError("adagn: it normalises the amplitudes that a transform coder decodes by; set start: random, or adagn: false")
         return self
 
     @property
@@ -150,10 +162,13 @@ class DecoderTrunk(nn.Module):
             Upsample(wider, width, time=time, space=space)
             for (width, wider), (time, space) in zip(pairwise(config.widths), config.strides, strict=True)
         )
+        self.norms = nn.ModuleList(
+            AdaptiveNorm(config.widths[-1], width, config.groups, config.norm) for width in config.widths if config.adagn
+        )
         self.to_pixels = CausalConv3d(config.widths[0], PIXELS * config.patch**2)
 
     def forward(self, features_BDthw: Tensor, memory: Memory | None = None) -> Tensor:
-        x_BCTHW = climb(self.levels[1:], self.ups, features_BDthw, memory)
+        x_BCTHW = climb(self.levels[1:], self.ups, self.norms, features_BDthw, memory)
         return depth_to_space(self.to_pixels(self.levels[0](x_BCTHW, memory), memory), time=1, space=self.patch)
 
     @property
@@ -169,10 +184,10 @@ class CoarseLevels(nn.Module):
 
     def __init__(self, trunk: DecoderTrunk) -> None:
         super().__init__()
-        self.levels, self.ups = trunk.levels[1:], trunk.ups
+        self.levels, self.ups, self.norms = trunk.levels[1:], trunk.ups, trunk.norms
 
     def forward(self, features_BDthw: Tensor, memory: Memory | None = None) -> Tensor:
-        return climb(self.levels, self.ups, features_BDthw, memory)
+        return climb(self.levels, self.ups, self.norms, features_BDthw, memory)
 
 
 class FinestLevel(nn.Module):
@@ -188,11 +203,23 @@ class FinestLevel(nn.Module):
         return depth_to_space(self.to_pixels(self.level(x_BCTHW, memory), memory), time=1, space=self.patch)
 
 
-def climb(levels: nn.ModuleList, ups: nn.ModuleList, features_BDthw: Tensor, memory: Memory | None) -> Tensor:
-    """Features through levels, finest first in the lists, each followed by the way up to the next finer one."""
+def climb(levels: nn.ModuleList, ups: nn.ModuleList, norms: nn.ModuleList, features_BDthw: Tensor, memory: Memory | None) -> Tensor:
+    """Features through levels, finest first in the lists, each followed by the way up to the next finer one.
+
+    `norms`, where there are any, stand in front of each level, that of the finest one included.
+    """
     x_BCTHW = features_BDthw.contiguous(memory_format=torch.channels_last_3d)
-    for level, up in zip(reversed(levels), reversed(ups), strict=True):
-        x_BCTHW = up(level(x_BCTHW, memory), memory)
+    style_BET11 = frame_style(x_BCTHW) if norms else None
+    if style_BET11 is not None:
+        x_BCTHW = norms[-1](x_BCTHW, style_BET11)
+    for index in reversed(range(len(ups))):
+        up = ups[index]
+        assert isinstance(up, Upsample)
+        begins = up.begins(memory)
+        x_BCTHW = up(levels[index](x_BCTHW, memory), memory)
+        if style_BET11 is not None:
+            style_BET11 = repeat_frames(style_BET11, first=begins) if up.time == 2 else style_BET11
+            x_BCTHW = norms[index](x_BCTHW, style_BET11)
     return x_BCTHW
 
 

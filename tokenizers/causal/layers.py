@@ -5,7 +5,8 @@ for itself alone and each further step of a layer of stride 2 for two frames, so
 in pieces: layers that look back take a `Memory`, which the caller keeps from piece to piece. Channels that are last in memory
 stay so. Not covered: spatial tiling (`tiling`).
 
-Legend: B clips, C channels, G groups, T H W frames, rows, columns of the layer's input, t h w of its output.
+Legend: B clips, C channels, D channels of a latent, E twice as many, G groups, T H W frames, rows, columns of the layer's input, t h w of
+its output.
 """
 
 from typing import Literal, TypeAlias
@@ -93,6 +94,31 @@ class FrameNorm(nn.Module):
         return normal.reshape(frames.shape).transpose(1, 2)
 
 
+class AdaptiveNorm(nn.Module):
+    """AdaGN: each frame normalised by itself, scaled by what the deviations of a `style` say and shifted by what its means do."""
+
+    def __init__(self, style_width: int, width: int, groups: int, norm: NormKind) -> None:
+        super().__init__()
+        self.norm = FrameNorm(width, groups, norm, affine=False)
+        self.scale = nn.Linear(style_width, width)
+        self.shift = nn.Linear(style_width, width)
+
+    def forward(self, x_BCTHW: Tensor, style_BET11: Tensor) -> Tensor:
+        """`style` (B, 2 * style_width, T, 1, 1) is `frame_style` of the latent, at the rate of x."""
+        mean_BTD, deviation_BTD = style_BET11.flatten(2).movedim(1, -1).chunk(2, dim=-1)
+        scale_BCT11, shift_BCT11 = (
+            line(given).movedim(-1, 1)[..., None, None] for line, given in ((self.scale, deviation_BTD), (self.shift, mean_BTD))
+        )
+        return torch.addcmul(shift_BCT11.to(x_BCTHW.dtype), self.norm(x_BCTHW), scale_BCT11.to(x_BCTHW.dtype))
+
+
+def frame_style(x_BCTHW: Tensor) -> Tensor:
+    """Each frame's means over positions, then its deviations, (B, 2 * C, T, 1, 1)."""
+    precise = x_BCTHW.to(torch.promote_types(x_BCTHW.dtype, torch.float32))
+    deviation_BCT11 = (precise.var((3, 4), correction=0, keepdim=True) + EPSILON).sqrt()
+    return torch.cat([precise.mean((3, 4), keepdim=True), deviation_BCT11], dim=1).to(x_BCTHW.dtype)
+
+
 class ResBlock(nn.Module):
     """x + conv(swish(norm(conv(swish(norm(x)))))); starts as the identity."""
 
@@ -133,8 +159,12 @@ class Upsample(nn.Module):
         self.time, self.space = time, space
         self.conv = CausalConv3d(width_in, width_out * time * space**2)
 
+    def begins(self, memory: Memory | None) -> bool:
+        """Whether the next frame is the first of its video."""
+        return not (memory and self.conv in memory)
+
     def forward(self, x_BCTHW: Tensor, memory: Memory | None = None) -> Tensor:
-        surplus = 0 if memory and self.conv in memory else self.time - 1
+        surplus = self.time - 1 if self.begins(memory) else 0
         y_BCTHW = depth_to_space(self.conv(x_BCTHW, memory), time=self.time, space=self.space)
         return y_BCTHW[:, :, surplus:]
 

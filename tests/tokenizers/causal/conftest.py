@@ -32,6 +32,13 @@ def base() -> CausalTokenizer:
 
 
 @pytest.fixture
+def adaptive(base: CausalTokenizer) -> CausalTokenizer:
+    """A base rung whose decoder has AdaGN."""
+    torch.manual_seed(0)
+    return CausalTokenizer(base.config.model_copy(update={"start": "random", "adagn": True})).double().eval()
+
+
+@pytest.fixture
 def grown(base: CausalTokenizer) -> GrownTokenizer:
     """8x, untrained: at its step 0."""
     torch.manual_seed(1)

@@ -28,13 +28,28 @@ def test_a_changed_frame_moves_only_its_latent_step_and_later_ones(
     assert moved and moved[0] == first_step
 
 
+@pytest.mark.parametrize("name", ["base", "adaptive"])
 @pytest.mark.parametrize(("step", "first_frame"), [(0, 0), (1, 1), (2, 5), (4, 13)])
-def test_a_changed_latent_step_moves_only_its_frames_and_later_ones(base: CausalTokenizer, step: int, first_frame: int) -> None:
-    latent = torch.randn(1, base.config.z, 5, 2, 2, dtype=torch.float64)
+def test_a_changed_latent_step_moves_only_its_frames_and_later_ones(
+    request: pytest.FixtureRequest, step: int, first_frame: int, name: str
+) -> None:
+    model: CausalTokenizer = request.getfixturevalue(name)
+    latent = torch.randn(1, model.config.z, 5, 2, 2, dtype=torch.float64)
     changed = latent.clone()
     changed[:, :, step] += 0.5
-    moved = moved_steps(base.decode_latent(latent, 17), base.decode_latent(changed, 17))
+    moved = moved_steps(model.decode_latent(latent, 17), model.decode_latent(changed, 17))
     assert moved and moved[0] == first_frame
+
+
+def test_training_reaches_every_weight_of_an_adagn_decoder(adaptive: CausalTokenizer, make_video: MakeVideo) -> None:
+    posterior = adaptive.heads.posterior(adaptive.features(make_video(9)))
+    adaptive.decode_latent(posterior.sample(torch.ones_like(posterior.mean_BZthw)), 9).square().mean().backward()
+    still = [name for name, weight in adaptive.named_parameters() if weight.grad is None or not weight.grad.abs().sum() > 0]
+    assert not still and sum(".norms." in name for name, _ in adaptive.named_parameters()) == 4 * len(adaptive.config.widths)
+
+
+def test_what_was_trained_before_there_was_adagn_keeps_its_key(base: CausalTokenizer, adaptive: CausalTokenizer) -> None:
+    assert "adagn" not in base.config.model_dump() and adaptive.config.model_dump()["adagn"] is True
 
 
 def test_first_latent_is_the_latent_of_the_image(base: CausalTokenizer, make_video: MakeVideo) -> None:
@@ -102,6 +117,7 @@ def test_bytes_are_refused(base: CausalTokenizer) -> None:
         ({"groups": 48}, "groups"),
         ({"mult": (1, 2), "strides": ((3, 2),)}, "strides"),
         ({"chanels": 8}, "chanels"),
+        ({"adagn": True}, "set start: random"),
     ],
 )
 def test_inconsistent_numbers_are_refused(wrong: dict[str, object], told: str) -> None:

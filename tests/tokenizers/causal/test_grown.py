@@ -62,6 +62,19 @@ def test_8x_starts_as_4x_and_16x_as_8x_on_every_second_frame(base: CausalTokeniz
     assert_step_0_identity(top, grown, make_video(33))
 
 
+@pytest.mark.parametrize("part", ["none", "last", "all"])
+def test_a_frozen_adagn_has_its_style_from_the_rung_above(
+    adaptive: CausalTokenizer, make_video: MakeVideo, tmp_path: Path, part: str
+) -> None:
+    """Growing needs no latent of the lower rate, whoever trains the decoder; at first a frame's style stands for each frame made of it."""
+    grown = grow(adaptive, {"unfreeze_decoder": part})
+    assert_step_0_identity(grown, adaptive, make_video(17, clips=2))
+    video = make_video(17)
+    shake(grown).save_pretrained(tmp_path)
+    again = load(tmp_path).double()
+    torch.testing.assert_close(again.decode(again.encode(video)), grown.decode(grown.encode(video)), rtol=0, atol=1e-4)
+
+
 def test_dual_keeps_key_and_residual_apart(base: CausalTokenizer, make_video: MakeVideo) -> None:
     grown = grow(base, {"mix": "dual"})
     video = make_video(17)

@@ -15,17 +15,21 @@ from kinetok.tokenizers.causal.streaming import DecodeStream, EncodeStream
 
 MakeVideo = Callable[..., torch.Tensor]
 PLANS = [(1, 4, 4, 4), (1, 8, 4), (1, 12), (1,) * 13, (2, 3, 5, 3), (17, 16), (9, 15, 9)]
-MODELS = ["4x", "8x", "16x", "8x dual, spatial", "8x direct"]
+MODELS = ["4x", "8x", "16x", "8x dual, spatial", "8x direct", "4x AdaGN", "8x on AdaGN"]
 
 
 @pytest.fixture
-def model(request: pytest.FixtureRequest, base: CausalTokenizer, shaken: GrownTokenizer, twice_grown: GrownTokenizer) -> Rung:
+def model(
+    request: pytest.FixtureRequest, base: CausalTokenizer, adaptive: CausalTokenizer, shaken: GrownTokenizer, twice_grown: GrownTokenizer
+) -> Rung:
     makers: dict[str, Callable[[], Rung]] = {
         "4x": lambda: shake(base),
         "8x": lambda: shaken,
         "16x": lambda: shake(twice_grown),
         "8x dual, spatial": lambda: GrownTokenizer(GrownConfig(blocks=1, groups=4, mix="dual", cond="spatial"), base),
         "8x direct": lambda: CausalTokenizer(direct(base.config, 2)),
+        "4x AdaGN": lambda: adaptive,
+        "8x on AdaGN": lambda: GrownTokenizer(GrownConfig(blocks=1, groups=4), adaptive),
     }
     return shake(makers[request.param]().double().eval())
 

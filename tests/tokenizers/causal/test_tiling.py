@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from kinetok.tokenizers.base import Tokens
 from kinetok.tokenizers.causal.autoencoder import CausalTokenizer
-from kinetok.tokenizers.causal.grown import GrownTokenizer
+from kinetok.tokenizers.causal.rung import Rung
 from kinetok.tokenizers.causal.tiling import LayerwiseTiling, decode_latent_tiles
 
 
@@ -30,13 +30,15 @@ class LargestConvolution(TorchFunctionMode):
         return result
 
 
+@pytest.mark.parametrize("name", ["shaken", "adaptive"])
 @pytest.mark.parametrize("tile", [3, 8, 64])
-def test_layerwise_tiling_gives_the_untiled_result(shaken: GrownTokenizer, video: torch.Tensor, tile: int) -> None:
-    tokens = shaken.encode(video)
-    decoded = shaken.decode(tokens)
+def test_layerwise_tiling_gives_the_untiled_result(request: pytest.FixtureRequest, video: torch.Tensor, tile: int, name: str) -> None:
+    model: Rung = request.getfixturevalue(name)
+    tokens = model.encode(video)
+    decoded = model.decode(tokens)
     with LayerwiseTiling(tile):
-        tiled = shaken.encode(video)
-        again = shaken.decode(tokens)
+        tiled = model.encode(video)
+        again = model.decode(tokens)
     torch.testing.assert_close(tiled.values, tokens.values, rtol=0, atol=1e-11)
     torch.testing.assert_close(again, decoded, rtol=0, atol=1e-11)
 
