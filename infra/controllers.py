@@ -7,16 +7,19 @@ Ray Train's.
 """
 
 import asyncio
+import threading
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayActorError
 
 if TYPE_CHECKING:
     from ray.train import Result
 
-NAME = "kinetok train controllers"
 TRAININGS = 32
 """At once at most, a thread each; others wait for theirs. More than a machine runs."""
+_STARTING = threading.Lock()
 
 
 class Controllers:
@@ -32,8 +35,22 @@ class Controllers:
 
 
 def run_controller(parts: dict[str, Any]) -> "Result":
-    """Run a controller in the shared process, which the first training starts and which ends with Ray; waits for its end."""
-    options = {"name": NAME, "get_if_exists": True, "num_cpus": 0, "max_concurrency": TRAININGS, "lifetime": "detached"}
-    actor: Any = ray.remote(Controllers).options(**options).remote()
-    result: Result = ray.get(actor.run.remote(parts))
+    """Run a controller in the shared process, which the first training starts and which ends with this driver; waits for its end.
+
+    Raises RayActorError where the process dies; the next training starts another.
+    """
+    here = ray.get_runtime_context()
+    with _STARTING:
+        actor = _actor(here.get_node_id(), here.get_job_id())
+    try:
+        result: Result = ray.get(actor.run.remote(parts))
+    except RayActorError:
+        _actor.cache_clear()
+        raise
     return result
+
+
+@lru_cache(maxsize=1)
+def _actor(node: str, job: str) -> Any:
+    """That of one driver on one cluster, kept: Ray ends an actor that nobody holds."""
+    return ray.remote(Controllers).options(num_cpus=0, max_concurrency=TRAININGS).remote()

@@ -172,7 +172,11 @@ def stand_aside() -> None:
 
 
 def run_workers(work: "Work") -> None:
-    """Run the training loop on Ray Train workers to its end; checkpoints go below `work.out`. Raises TrainingError when they keep dying."""
+    """Run the training loop on Ray Train workers to its end; checkpoints go below `work.out`.
+
+    Raises TrainingError when they keep dying, or what controls them dies.
+    """
+    from ray.exceptions import RayActorError
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -215,6 +219,10 @@ def run_workers(work: "Work") -> None:
         raise TrainingError(
             f"training ended after {resources.max_failures} restarts: {_first_line(error)}; "
             "run the job again to continue from the last checkpoint"
+        ) from error
+    except RayActorError as error:
+        raise TrainingError(
+            f"the controller of the training was lost: {_first_line(error)}; run the job again to continue from the last checkpoint"
         ) from error
 
 

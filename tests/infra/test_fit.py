@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kinetok.infra import checkpoint, errors, turn
-from kinetok.infra.errors import Cancelled, ConfigError, DataError, StoreError
+from kinetok.infra import checkpoint, controllers, errors, turn
+from kinetok.infra.errors import Cancelled, ConfigError, DataError, StoreError, TrainingError
 from kinetok.infra.fit import FitConfig, PlayerConfig, _conclude, _follow, fit, fit_problems, outcome_name, split
 from kinetok.infra.launch import MODEL_MEMORY
 from kinetok.infra.metrics_log import read_metrics
@@ -196,6 +196,22 @@ def test_trainings_at_once_share_the_process_of_their_controllers(by_value: None
     started = Counter(actor["ActorClassName"] for actor in ray._private.state.actors().values())  # type: ignore[attr-defined]
     assert (started["Controllers"], started["TrainController"]) == (1, 0)
     assert started["RayTrainWorker"] >= 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_lost_controller_costs_a_second_run(by_value: None, tmp_path: Path) -> None:
+    import ray
+
+    run(tmp_path / "before", config=CONFIG.model_copy(update={"steps": 1}))
+    here = ray.get_runtime_context()
+    controllers_pid = ray.get(controllers._actor(here.get_node_id(), here.get_job_id()).__ray_call__.remote(lambda actor: os.getpid()))
+    flag, out = tmp_path / "killed", tmp_path / "out"
+    with pytest.raises(TrainingError, match=r"controller of the training was lost.*run the job again to continue from the last checkpoint"):
+        run(out, lambda: Toy(flag, controllers_pid))
+    run(out, lambda: Toy(flag, controllers_pid))
+    assert_undisturbed(out)
+    assert json.loads((out / "training.json").read_text())["attempts"][-1]["first_step"] > 1
 
 
 @pytest.mark.ray
