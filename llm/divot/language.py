@@ -4,7 +4,7 @@ A pretrained one comes by folder or hub id; one from numbers has Mistral's archi
 the full-size model without its files, or a tiny one that speaks bytes. Attention is always SDPA's, which takes the mask of queries.
 LoRA (arXiv 2106.09685) comes through peft, put into the model in place: norms, embeddings and output layer are trained whole beside it,
 and `merged` gives back the weights of a plain model, which is what is saved and what the next stage of training starts from.
-Not covered: quantised bases, adapters other than LoRA.
+Not covered: quantised bases, adapters other than LoRA, bases whose layers see different positions (`window_of`).
 """
 
 from pathlib import Path
@@ -118,6 +118,25 @@ def output_layer(model: "PreTrainedModel") -> nn.Linear:
     layer = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     assert isinstance(layer, nn.Linear)
     return layer
+
+
+def window_of(model: "PreTrainedModel") -> int | None:
+    """Positions that every layer looks back, None where every layer sees all before it; ValueError where layers differ or see otherwise.
+
+    Without `layer_types`, models of transformers look back `sliding_window` in every layer (Mistral), or have none (Llama). With them
+    (Qwen2, Gemma-3) these decide: a `sliding_window` may be of no layer, or of some.
+    """
+    text = model.config.get_text_config()
+    window: int | None = getattr(text, "sliding_window", None)
+    kinds = sorted(set(getattr(text, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]))
+    if kinds == ["full_attention"]:
+        return None
+    if kinds == ["sliding_attention"]:
+        return window
+    raise ValueError(
+        f"layers of this {text.model_type} model see what {' and '.join(kinds)} let them, but all of them are given one mask: name a model "
+        "of full_attention or of sliding_attention alone"
+    )
 
 
 def _from_config(config: "PretrainedConfig") -> "PreTrainedModel":

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from kinetok.llm.card import language_card
 from kinetok.llm.divot.heads import GMMConfig, HeadConfig, build_head
-from kinetok.llm.divot.language import LanguageConfig, PretrainedLanguage, build_language, embedding, merged, output_layer
+from kinetok.llm.divot.language import LanguageConfig, PretrainedLanguage, build_language, embedding, merged, output_layer, window_of
 from kinetok.llm.divot.mask import QUERY, READ, visible
 from kinetok.llm.divot.sequences import IGNORED
 from kinetok.llm.divot.vocabulary import MOST_TOKENS, Vocabulary
@@ -85,9 +85,11 @@ class DivotLM(nn.Module):
     """See the module."""
 
     def __init__(self, config: DivotLMConfig, language: "PreTrainedModel", vocabulary: Vocabulary) -> None:
+        """ValueError where one mask cannot serve all layers of the language model (`window_of`)."""
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
         self.llm = language
+        self.window = window_of(language)
         width: int = language.config.get_text_config().hidden_size
         self.head = build_head(config.head, config.token_width)
         self.from_tokens = Projection(config.token_width, width)
@@ -147,9 +149,8 @@ class DivotLM(nn.Module):
 
     def mask(self, codes_BL: Tensor, last: int | None = None) -> Tensor:
         """Which position sees which, as `mask.visible` says for this mechanism."""
-        window = getattr(self.llm.config.get_text_config(), "sliding_window", None)
         block = self.config.clip_tokens if self.config.mechanism == "bidirectional" else 1
-        return visible(codes_BL, block=block, window=window, last=last)
+        return visible(codes_BL, block=block, window=self.window, last=last)
 
     @property
     def autoregressive(self) -> bool:

@@ -8,12 +8,22 @@ import pytest
 import torch
 from tests.llm.divot.conftest import TOKENS, tiny
 from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MinistralConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+)
 
 from kinetok.llm.cost import count_flops
 from kinetok.llm.divot.collate import collate
 from kinetok.llm.divot.heads import DiffusionConfig, MSEConfig
-from kinetok.llm.divot.mask import QUERY
-from kinetok.llm.divot.model import DivotLM, nth, pick, place
+from kinetok.llm.divot.language import UntrainedLanguage
+from kinetok.llm.divot.mask import QUERY, TEXT
+from kinetok.llm.divot.model import DivotLM, DivotLMConfig, nth, pick, place
 from kinetok.llm.divot.official import official_names
 from kinetok.llm.divot.presets import DIVOT_7B
 from kinetok.llm.divot.sequences import IGNORED, Packed, depict, describe, follow, narrate
@@ -175,6 +185,50 @@ def test_the_head_is_a_small_part_of_a_full_size_pass(full_size: DivotLM, vocabu
 def test_clips_of_another_tokenizer_are_refused(model: DivotLM) -> None:
     with pytest.raises(ValueError, match="12 tokens are no whole clips of 8"):
         model(collate([depict(model.vocabulary, "ab", torch.randn(1, 12, 6), limit=200)], [0]))
+
+
+SIZES = {"vocab_size": 522, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 3}
+UNUSED = UntrainedLanguage(width=32, hidden=48, depth=2, heads=4, key_heads=2)
+
+
+def _over(base: PreTrainedConfig, vocabulary: Vocabulary) -> DivotLM:
+    torch.manual_seed(0)
+    return DivotLM(DivotLMConfig(language=UNUSED), AutoModelForCausalLM.from_config(base, attn_implementation="sdpa"), vocabulary).eval()
+
+
+@pytest.mark.parametrize(
+    ("base", "window"),
+    [
+        (MistralConfig(**SIZES), 3),
+        (MistralConfig(**SIZES | {"sliding_window": None}), None),
+        (LlamaConfig(**SIZES | {"sliding_window": None}), None),
+        (MinistralConfig(**SIZES), 3),
+        (Qwen2Config(**SIZES), None),
+        (Qwen2Config(**SIZES, use_sliding_window=True, max_window_layers=2), None),
+        (Qwen2Config(**SIZES, use_sliding_window=True, max_window_layers=0), 3),
+    ],
+    ids=["mistral", "mistral-full", "llama", "ministral", "qwen2", "qwen2-past-its-layers", "qwen2-all-sliding"],
+)
+def test_the_mask_of_text_is_what_transformers_makes_by_itself(base: PreTrainedConfig, window: int | None, vocabulary: Vocabulary) -> None:
+    model, embeds_BLW = _over(base, vocabulary), torch.randn(1, 8, 32)
+    assert model.window == window
+    masked_BLW = model.hidden(embeds_BLW, model.mask(torch.full((1, 8), TEXT)))
+    torch.testing.assert_close(masked_BLW, model.hidden(embeds_BLW, None))
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        Qwen2Config(**SIZES, use_sliding_window=True, max_window_layers=1),
+        Gemma3TextConfig(**SIZES, layer_types=["sliding_attention", "full_attention"]),
+    ],
+    ids=lambda base: base.model_type,
+)
+def test_layers_that_see_different_positions_are_refused(base: PreTrainedConfig, vocabulary: Vocabulary) -> None:
+    """One mask would hide from the global ones what lies past the window of the others."""
+    with pytest.raises(ValueError, match=f"this {base.model_type} model see what full_attention and sliding_attention .* name a model of"):
+        _over(base, vocabulary)
 
 
 def test_gathering_and_placing_without_looking() -> None:
