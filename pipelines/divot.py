@@ -9,15 +9,14 @@ parts = model.tell("A story of two discs", clips=3, seed=0)   # pairs of a text 
 ```
 
 Which windows of a video are read is said in `kinetok.tokenizers.divot.frames`; one that is shorter than a window is sampled more densely, a
-file of one frame is read as a picture. Imports no Ray. Not covered: many prompts (`stages/write.py`), which tokenizer an artifact's model
-speaks for (`own_tokenizer.py`).
+file of one frame is read as a picture. Imports no Ray. Not covered: many prompts (`stages/write.py`), which model a command takes
+(`trained_for.py`), which tokenizer an artifact's model speaks for (`own_tokenizer.py`).
 
 Legend: B videos or windows, C T H W colours, frames, rows, columns, N tokens of a clip, D token width.
 """
 
 import html
 import io
-import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from kinetok.pipelines.data.language_tasks import DESCRIBE
 from kinetok.pipelines.data.reasons import BadVideo
 from kinetok.pipelines.data.token_shards import DTYPES, require_spec
 from kinetok.pipelines.data.token_videos import media_of
-from kinetok.pipelines.models import DEFAULT_STORE, MODEL, REGISTRY, STORE_VARIABLE, load, on_disk
+from kinetok.pipelines.models import MODEL, REGISTRY, load, on_disk, open_store
 from kinetok.pipelines.own_tokenizer import own_tokenizer
 from kinetok.pipelines.report.panel import enlarged, mp4, pixels
 from kinetok.pipelines.tokens_shown import Shower
@@ -89,7 +88,7 @@ class VideoLM:
         out. `dtype` is of the language model's weights; None is bf16 on a GPU and fp32 on a CPU. Raises StoreError where one of the two
         is not there, ContractError where they do not belong together, ConfigError where the tokenizer cannot sample so.
         """
-        place = Store(Folder(store or os.environ.get(STORE_VARIABLE, DEFAULT_STORE)))
+        place = open_store(store)
         made, spec = _open_language(model, place)
         own = own_tokenizer(model, place) if tokenizer is None else None
         read = load(own.folder.url if own is not None else str(tokenizer), store=place.root.url)

@@ -10,12 +10,17 @@ import click
 
 if TYPE_CHECKING:
     from kinetok.pipelines.divot import VideoLM
+    from kinetok.pipelines.trained_for import Command
 
 VIT = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 _file = click.Path(path_type=Path, exists=True, dir_okay=False)
 _folder = click.Path(path_type=Path, exists=True, file_okay=False)
-_language = click.option("--model", required=True, help="A language model: a folder, an artifact of $KINETOK_STORE, or models:/name@alias.")
+_language = click.option(
+    "--model",
+    help="A language model: a folder, an artifact of $KINETOK_STORE, or models:/name@alias; without it, the newest there that was trained "
+    "for this.",
+)
 _tokenizer = click.option("--tokenizer", help="Its tokenizer; without it, the one in the store that knows most of an artifact's model.")
 _seed = click.option("--seed", default=0, show_default=True)
 _temperature = click.option("--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True, help="0: the likeliest word.")
@@ -75,7 +80,9 @@ def convert_language(agent: Path, language: Path, vocabulary: Path, out: Path, t
 @_max_tokens
 @_dtype
 @_seed
-def ask(video: str, question: str | None, model: str, tokenizer: str | None, seed: int, dtype: str | None, **decoding: float) -> None:
+def ask(
+    video: str, question: str | None, model: str | None, tokenizer: str | None, seed: int, dtype: str | None, **decoding: float
+) -> None:
     """Answer a question about a video or a picture, or describe it where there is none.
 
     A model that was not tuned on instructions knows no questions: it says a caption.
@@ -83,7 +90,7 @@ def ask(video: str, question: str | None, model: str, tokenizer: str | None, see
     from kinetok.llm.divot.generation import Decoding
     from kinetok.pipelines.divot import answer
 
-    opened = _video_lm(model, tokenizer, dtype=dtype)
+    opened = _video_lm("ask", model, tokenizer, dtype=dtype)
     if question is not None and not opened.spec.instructed:
         click.echo("the model was not tuned on instructions: this is its caption, and no answer to the question", err=True)
     click.echo(answer(opened, video, question, Decoding.model_validate(decoding), seed))
@@ -103,7 +110,7 @@ def ask(video: str, question: str | None, model: str, tokenizer: str | None, see
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Default: video.mp4, or image.png.")
 def generate(
     prompt: str,
-    model: str,
+    model: str | None,
     tokenizer: str | None,
     seed: int,
     image: bool,
@@ -114,7 +121,7 @@ def generate(
     """Make a video of a prompt, or a picture."""
     from kinetok.pipelines.divot import generate_video
 
-    opened = _video_lm(model, tokenizer, **opening)
+    opened = _video_lm("generate", model, tokenizer, **opening)
     out = out or Path("image.png" if image or opened.spec.media == "image" else "video.mp4")
     generate_video(opened, prompt, out, seed, variance_scale, "image" if image else None)
     click.echo(out)
@@ -135,23 +142,29 @@ def generate(
 @_seed
 @click.option("--clips", type=click.IntRange(min=1), default=3, show_default=True, help="Parts of the story, each a text and a clip.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="story.html", show_default=True)
-def tell(request: str, model: str, tokenizer: str | None, out: Path, **options: Any) -> None:
+def tell(request: str, model: str | None, tokenizer: str | None, out: Path, **options: Any) -> None:
     """Tell a story in texts and clips, as one page."""
     from kinetok.llm.divot.generation import Decoding
     from kinetok.pipelines.divot import tell_story
 
     decoding = Decoding.model_validate({name: options.pop(name) for name in Decoding.model_fields})
-    opened = _video_lm(model, tokenizer, **{name: options.pop(name) for name in ("steps", "guidance", "sampler", "dtype")})
+    opened = _video_lm("tell", model, tokenizer, **{name: options.pop(name) for name in ("steps", "guidance", "sampler", "dtype")})
     for text in tell_story(opened, request, out, decoding=decoding, **options):
         click.echo(text)
     click.echo(out)
 
 
-def _video_lm(model: str, tokenizer: str | None, sampler: tuple[str, ...] = (), **opening: Any) -> "VideoLM":
-    """The model with its tokenizer; says which one where nobody named it."""
+def _video_lm(command: "Command", model: str | None, tokenizer: str | None, sampler: tuple[str, ...] = (), **opening: Any) -> "VideoLM":
+    """The model with its tokenizer; says which ones where nobody named them."""
     from kinetok.infra.job import apply_override
     from kinetok.pipelines.divot import VideoLM
+    from kinetok.pipelines.models import open_store
+    from kinetok.pipelines.trained_for import trained_for
 
+    if model is None:
+        found = trained_for(command, open_store())
+        model = f"{found.name}-{found.key}"
+        click.echo(f"model: {model}", err=True)
     settings: dict[str, Any] = {}
     for setting in sampler:
         apply_override(settings, setting)

@@ -46,7 +46,7 @@ def load(where: str | Path, *, store: str | Path | None = None, download: bool =
     without `download` only what was downloaded before counts. Raises StoreError where there is none, or none that can be used.
     """
     text = os.fspath(where)
-    place = Store(Folder(str(store or os.environ.get(STORE_VARIABLE, DEFAULT_STORE))))
+    place = open_store(store)
     if text.startswith(REGISTRY):
         return _from_registry(text, place)
     for folder in (Folder(text), Folder(text) / MODEL, Folder(text) / VAE):
@@ -55,6 +55,11 @@ def load(where: str | Path, *, store: str | Path | None = None, download: bool =
     if is_hub_id(text):
         return open_model(_from_hub(text) if download else _from_cache(text))
     return open_model(model_folder(place.find(text)))
+
+
+def open_store(store: str | Path | None = None) -> Store:
+    """The store at `store`; None is that of $KINETOK_STORE, else `./work`."""
+    return Store(Folder(str(store or os.environ.get(STORE_VARIABLE, DEFAULT_STORE))))
 
 
 def fetch(where: str) -> None:

@@ -177,7 +177,9 @@ def run(*words: Any) -> str:
     return result.output
 
 
-def test_the_commands_say_which_tokenizer_they_found(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_say_which_model_and_tokenizer_they_found(
+    folder: Path, video_bytes: Callable[[int, int], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A store of a tokenizer, its tokens, a model that learned from them, what it wrote, and the training on that."""
     store = Store(Folder(str(tmp_path)))
     monkeypatch.setenv("KINETOK_STORE", str(tmp_path))
@@ -188,6 +190,8 @@ def test_the_commands_say_which_tokenizer_they_found(folder: Path, tmp_path: Pat
             shutil.copytree(folder / copied, out.local / "model")
         behind = {field: (InputInfo(kind=of, name=other, key=other, digest=""),) for field, (of, other) in pairs(inputs)}
         config: dict[str, object] = {"objective": {"kind": "divot", "stage": stage}} if stage else {}
+        if kind == "language":
+            config["tasks"] = [{"kind": "captioning"}, {"kind": "generation"}]
         publish(out, Record(kind=kind, name=name, key=name, version=1, config=config, inputs=behind, digest="", started="2026", seconds=1))
 
     def pairs(inputs: dict[str, str]) -> list[tuple[str, tuple[str, str]]]:
@@ -196,8 +200,14 @@ def test_the_commands_say_which_tokenizer_they_found(folder: Path, tmp_path: Pat
     made("train", "joint", "tokenizer", "joint")
     made("encode", "tokens", model="train/joint")
     made("language", "tuned", "language", tokens="encode/tokens")
-    words = ("generate", "a red disc", "--model", "tuned", "--steps", 1, "--guidance", 1, "--out", tmp_path / "v.mp4")
-    assert "tokenizer: joint-joint\n" in run(*words)
+    options = ("--steps", 1, "--guidance", 1, "--out", tmp_path / "v.mp4")
+    words = ("generate", "a red disc", "--model", "tuned", *options)
+    assert "tokenizer: joint-joint\n" in run(*words) and "model:" not in run(*words)
+    assert "model: tuned-tuned\n" in run("generate", "a red disc", *options)
+    (tmp_path / "read.mp4").write_bytes(video_bytes(0, 1))
+    assert "model: tuned-tuned\n" in run("ask", tmp_path / "read.mp4", "What is it?", "--max-tokens", 2)
+    refused = CliRunner().invoke(main, ["tell", "a story", "--clips", "1"])
+    assert refused.exit_code == 1 and "was trained on storytelling; it holds tuned (captioning, generation)" in refused.output
     made("write", "written", model="language/tuned")
     made("train", "adapted", "tokenizer", "adapt", tokens="write/written")
     assert "tokenizer: adapted-adapted\n" in run(*words)
