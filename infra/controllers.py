@@ -2,13 +2,14 @@
 
 Ray Train starts a process for the controller of each training, and nothing of the training starts before it is up: seconds, in which it
 imports Ray Train and torch once more. On a cluster elsewhere that is what keeps a training alive, and stays. A Ray of our own ends with
-the command that started it, so that its controllers can share a process, a thread each. Not covered: what a controller does, which is
-Ray Train's.
+the command that started it, so that its controllers can share a process, a thread each. Should that process die, all its trainings end,
+each to go on from its last checkpoint when it is run again. Ray Train's own log of a controller goes where that of the latest one does,
+and its environment is that of the first. Not covered: what a controller does, which is Ray Train's; asking it from a worker for the
+checkpoints that were reported.
 """
 
 import asyncio
 import threading
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 TRAININGS = 32
 """At once at most, a thread each; others wait for theirs. More than a machine runs."""
 _STARTING = threading.Lock()
+_RUNNING: dict[tuple[str, str], Any] = {}
+"""The process, by the cluster's node and job of this driver: kept here, as Ray ends an actor that nobody holds."""
 
 
 class Controllers:
@@ -40,17 +43,17 @@ def run_controller(parts: dict[str, Any]) -> "Result":
     Raises RayActorError where the process dies; the next training starts another.
     """
     here = ray.get_runtime_context()
+    key = here.get_node_id(), here.get_job_id()
     with _STARTING:
-        actor = _actor(here.get_node_id(), here.get_job_id())
+        if key not in _RUNNING:
+            _RUNNING.clear()
+            _RUNNING[key] = ray.remote(Controllers).options(num_cpus=0, max_concurrency=TRAININGS).remote()
+        actor = _RUNNING[key]
     try:
         result: Result = ray.get(actor.run.remote(parts))
     except RayActorError:
-        _actor.cache_clear()
+        with _STARTING:
+            if _RUNNING.get(key) is actor:
+                del _RUNNING[key]
         raise
     return result
-
-
-@lru_cache(maxsize=1)
-def _actor(node: str, job: str) -> Any:
-    """That of one driver on one cluster, kept: Ray ends an actor that nobody holds."""
-    return ray.remote(Controllers).options(num_cpus=0, max_concurrency=TRAININGS).remote()

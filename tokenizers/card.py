@@ -61,8 +61,8 @@ _NORM = {
     "group": "GroupNorm of each frame, which subtracts the mean: for comparison",
 }
 _ADAGN = {
-    False: "left out: frozen under a grown rung, it would want a latent at its own rate, which is not there",
-    True: "in front of each level, by deviations and means over each frame of what the latent head gives the decoder, which a grown rung "
+    False: "left out, so that a decoder frozen under a grown rung needs nothing of the base's own rate",
+    True: "in front of each level, by deviations and means over each frame of what the latent head gives the decoder, as a grown rung "
     "gives a frozen one too; Open-MAGVIT2's are the latent's own, over the clip",
 }
 _MIX = {

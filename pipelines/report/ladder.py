@@ -2,11 +2,13 @@
 
 A rung turns a video into tokens as they would be stored and back. PSNR is per clip, from one mean squared error over the whole clip,
 pixels in [-1, 1] (range 2), at most `PSNR_CAP`; a total is the mean over clips. Tokens per second are cells of the latent grid (or
-places of a sequence) per second of video; bits per second are stored numbers times the bits of their type.
+places of a sequence) per second of video; bits per second are stored numbers times the bits of their type. Frames per second are those of
+the median batch: the first ones warm up.
 Legend: B clips, C channels, T H W pixels. Not covered: pictures (`panel.py`), what LPIPS is (`networks.py`), distribution metrics.
 """
 
 import math
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,8 +43,9 @@ class Cost:
     tokens: int = 0
     bits: int = 0
     frames: int = 0
-    encode_seconds: float = 0.0
-    decode_seconds: float = 0.0
+    encoding: list[float] = field(default_factory=list)
+    """Seconds for a frame, of each batch."""
+    decoding: list[float] = field(default_factory=list)
     latent: tuple[int, ...] = ()
     """Shape of one clip's tokens, without the batch."""
 
@@ -78,10 +81,10 @@ class ModelRung:
         arithmetic = torch.autocast(self.device.type, dtype=self.arithmetic, enabled=self.arithmetic != torch.float32)
         with arithmetic, tiled(self.tile):
             video = video_BCTHW.to(self.device)
-            with self._timed("encode_seconds"):
+            with self._timed(self.cost.encoding, video):
                 tokens = self.model.encode(video)
             stored = self._store(tokens.values)
-            with self._timed("decode_seconds"):
+            with self._timed(self.cost.decoding, video):
                 restored = self.model.decode(Tokens(stored.to(tokens.values.dtype), tokens.frames))
         self.cost.frames += video.shape[0] * video.shape[2]
         return restored.float().cpu().clamp(-1, 1)
@@ -97,12 +100,15 @@ class ModelRung:
         return kept
 
     @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
+    def _timed(self, taken: list[float], video_BCTHW: Tensor) -> Iterator[None]:
+        # One thread's own time is that of the model, whatever else the cores do meanwhile.
+        alone = self.device.type == "cpu" and torch.get_num_threads() == 1
+        clock = time.thread_time if alone else time.perf_counter
+        began = clock()
         yield
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        setattr(self.cost, name, getattr(self.cost, name) + time.perf_counter() - began)
+        taken.append((clock() - began) / (video_BCTHW.shape[0] * video_BCTHW.shape[2]))
 
 
 class ClipMean:
@@ -218,6 +224,6 @@ def _rung_cost(rung: ModelRung, fps: float) -> RungCost:
         parameters=sum(parameter.numel() for parameter in rung.model.parameters()),
         tokens_per_second=cost.tokens / seconds,
         bits_per_second=cost.bits / seconds,
-        encode_frames_per_second=cost.frames / cost.encode_seconds,
-        decode_frames_per_second=cost.frames / cost.decode_seconds,
+        encode_frames_per_second=1 / statistics.median(cost.encoding),
+        decode_frames_per_second=1 / statistics.median(cost.decoding),
     )

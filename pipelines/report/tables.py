@@ -32,6 +32,7 @@ class RungCost(Config):
     bits_per_second: float
     """Per second of video, as stored."""
     encode_frames_per_second: float
+    """Of the median batch; on one thread of a CPU by that thread's own time."""
     decode_frames_per_second: float
 
 
@@ -146,14 +147,15 @@ class Asked(Config):
     """Whether that is the answer, but for case, punctuation, articles and spaces."""
     chosen: str | None
     """None where there are no options."""
-    blindly_said: str
-    blindly_exact: bool
+    blindly_said: str | None
+    """As everything called so, None where there is no other clip."""
+    blindly_exact: bool | None
     blindly_chosen: str | None
     ids: int
     """Of the true answer, its end included, in the model's vocabulary."""
     nats: float
     """Cross-entropy of the true answer, sum over its ids."""
-    blindly_nats: float
+    blindly_nats: float | None
 
 
 class Score(Config):
@@ -164,8 +166,8 @@ class Score(Config):
     questions: int
     exact: float
     """What was said is the answer."""
-    blindly_exact: float
-    """With another clip shown."""
+    blindly_exact: float | None
+    """With another clip shown; as everything called so, None where there is none."""
     choice: float | None
     """The answer is what was chosen; over questions with options, None where there are none."""
     blindly_choice: float | None
@@ -173,22 +175,25 @@ class Score(Config):
     """Of choosing it by a guess."""
     perplexity: float
     """Of the true answers: exp of their nats per id."""
-    blindly_perplexity: float
+    blindly_perplexity: float | None
 
     @classmethod
     def of(cls, about: str, asked: Sequence[Asked]) -> Self:
         """Of some questions."""
         closed = [item for item in asked if item.options]
+        exact = [item.blindly_exact for item in asked if item.blindly_exact is not None]
+        choice = [item.blindly_chosen == item.answer for item in closed if item.blindly_chosen is not None]
+        nats = [(item.blindly_nats, item.ids) for item in asked if item.blindly_nats is not None]
         return cls(
             about=about,
             questions=len(asked),
             exact=_share(item.exact for item in asked),
-            blindly_exact=_share(item.blindly_exact for item in asked),
+            blindly_exact=_share(exact) if exact else None,
             choice=_share(item.chosen == item.answer for item in closed) if closed else None,
-            blindly_choice=_share(item.blindly_chosen == item.answer for item in closed) if closed else None,
+            blindly_choice=_share(choice) if choice else None,
             chance=sum(1 / len(item.options) for item in closed) / len(closed) if closed else None,
             perplexity=_perplexity((item.nats, item.ids) for item in asked),
-            blindly_perplexity=_perplexity((item.blindly_nats, item.ids) for item in asked),
+            blindly_perplexity=_perplexity(nats) if nats else None,
         )
 
     @property
@@ -215,7 +220,7 @@ class AnswerProtocol(Config):
     seed: int
     """Of which questions are drawn, and of the answers."""
     control: str
-    """Which clip is shown instead for figures called `blindly_`."""
+    """Which clip is shown instead for figures called `blindly_`, or that there is none."""
     matching: str
     """When what is said counts as the answer."""
     choice: str

@@ -204,8 +204,8 @@ def test_a_lost_controller_costs_a_second_run(by_value: None, tmp_path: Path) ->
     import ray
 
     run(tmp_path / "before", config=CONFIG.model_copy(update={"steps": 1}))
-    here = ray.get_runtime_context()
-    controllers_pid = ray.get(controllers._actor(here.get_node_id(), here.get_job_id()).__ray_call__.remote(lambda actor: os.getpid()))
+    (shared,) = controllers._RUNNING.values()
+    controllers_pid = ray.get(shared.__ray_call__.remote(lambda actor: os.getpid()))
     flag, out = tmp_path / "killed", tmp_path / "out"
     with pytest.raises(TrainingError, match=r"controller of the training was lost.*run the job again to continue from the last checkpoint"):
         run(out, lambda: Toy(flag, controllers_pid))

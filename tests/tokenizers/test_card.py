@@ -79,7 +79,7 @@ def test_what_the_description_leaves_open_stands_beside_what_was_taken(rungs: li
     assert "## What the description leaves open" in card
     assert "| 8x: how key features and residual are mixed | a sum | `mix`, `key` |" in card
     assert "a cosine transform of each cell, which the description does not have | `image_path`, `start` |" in card
-    assert "| AdaGN in the decoder, which MagViT-v2 has | left out: frozen under a grown rung" in card
+    assert "| AdaGN in the decoder, which MagViT-v2 has | left out, so that a decoder frozen under a grown rung" in card
     adaptive = model_card(CausalTokenizer(rungs[1].config.model_copy(update={"start": "random", "adagn": True})))
     assert "| AdaGN in the decoder, which MagViT-v2 has | in front of each level" in adaptive and "| `adagn` |" in adaptive
     assert "the first frame, repeated; Open-MAGVIT2 has zeros there" in card and "and drops the later: a departure" in card

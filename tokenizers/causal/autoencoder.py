@@ -7,7 +7,8 @@ only.
 AdaGN. The decoder of MagViT-v2 normalises what enters each level and modulates it by the latent's deviations and means over the clip.
 Whether ProMAG keeps that is not published, and it matters: frozen under a grown rung, it wants a latent at the base's own rate, which
 is not there. `adagn` takes deviations and means of what the decoder is given, its head's linear image of the latent; a grown rung gives
-the frozen decoder the same. They are of each frame and not of the clip, so that the decoder stays causal and streams.
+the frozen decoder the same. They are of each frame and not of the clip, so that the decoder stays causal and streams. Where a rung above
+trains its own copy of the finest level alone (`unfreeze_decoder: last`), the norm in front of that level stays frozen.
 
 Image path. Before it learns motion the paper's base takes over an image model, "a frozen image encoder kept for the first frame
 instead of only inflating 2D kernels"; the wiring is not published. Here the image model is a `CausalTokenizer` of the same numbers
@@ -77,7 +78,7 @@ class CausalConfig(ModelConfig):
     """Normalisation groups; must divide every level's width."""
     # Not dumped at its default, like `start`.
     adagn: Annotated[bool, Field(exclude_if=lambda value: value is False)] = False
-    """Whether the decoder has AdaGN in front of each level. With `start: random` only: a transform coder has nothing to normalise."""
+    """Whether the decoder has AdaGN in front of each level. With `start: random` only: a transform coder decodes by amplitudes."""
     image_path: Literal["none", "inflate", "frozen2d"] = "none"
     """What an image model, given as the lower one, is taken over for: nothing, the start, or the start and the first frame."""
     # The default is not dumped: it would give every rung that was trained before there was a choice another key.

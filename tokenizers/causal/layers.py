@@ -95,13 +95,18 @@ class FrameNorm(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """AdaGN: each frame normalised by itself, scaled by what the deviations of a `style` say and shifted by what its means do."""
+    """AdaGN: each frame normalised by itself, scaled by what the deviations of a `style` say and shifted by what its means do.
+
+    Starts near the plain norm: the deviations scale about 1, the means shift about 0.
+    """
 
     def __init__(self, style_width: int, width: int, groups: int, norm: NormKind) -> None:
         super().__init__()
         self.norm = FrameNorm(width, groups, norm, affine=False)
         self.scale = nn.Linear(style_width, width)
         self.shift = nn.Linear(style_width, width)
+        nn.init.ones_(self.scale.bias)
+        nn.init.zeros_(self.shift.bias)
 
     def forward(self, x_BCTHW: Tensor, style_BET11: Tensor) -> Tensor:
         """`style` (B, 2 * style_width, T, 1, 1) is `frame_style` of the latent, at the rate of x."""

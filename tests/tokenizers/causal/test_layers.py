@@ -47,7 +47,8 @@ def test_group_kind_is_torchs_group_norm_of_each_frame() -> None:
 
 
 def test_adaptive_norm_is_open_magvit2s_frame_by_frame() -> None:
-    """GroupNorm without weights, times a linear map of the latent's deviations, plus one of its means (arXiv 2409.04410's code)."""
+    """GroupNorm without weights, times a linear map of the latent's deviations, plus one of its means (arXiv 2409.04410's code, whose
+    deviations are unbiased and of the clip: those of a latent of one position would not be numbers)."""
     torch.manual_seed(0)
     x, latent = torch.randn(2, 6, 3, 4, 5) + 1, torch.randn(2, 4, 3, 2, 2)
     norm = AdaptiveNorm(4, 6, groups=2, norm="group")

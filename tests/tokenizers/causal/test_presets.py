@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kinetok.tokenizers.causal.autoencoder import CausalTokenizer
+from kinetok.tokenizers.causal.autoencoder import CausalConfig, CausalTokenizer
 from kinetok.tokenizers.causal.grown import GrownTokenizer
 from kinetok.tokenizers.causal.presets import FULL_4X, FULL_GROWN, SMALL_4X, SMALL_GROWN, direct
 from kinetok.tokenizers.causal.rung import Rung
@@ -50,6 +50,29 @@ def test_full_size_with_adagn_grows_too() -> None:
         video = torch.empty(1, 3, 17, 256, 256)
     assert top.decode(top.encode(video)).shape == video.shape
     assert millions(base) == pytest.approx(230.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("below", "above"),
+    [
+        ({"norm": "std"}, {"mix": "dual", "cond": "spatial", "norm": "std"}),
+        ({"norm": "group"}, {"mix": "concat", "ada": "scale", "norm": "group"}),
+        ({"image_path": "frozen2d"}, {"unfreeze_decoder": "last"}),
+        ({"image_path": "inflate", "start": "random", "adagn": True}, {"unfreeze_decoder": "all"}),
+        ({}, {"key": False, "ada": "none"}),
+    ],
+    ids=str,
+)
+def test_every_reading_builds_at_full_size(below: dict[str, object], above: dict[str, object]) -> None:
+    config = CausalConfig.model_validate(below)
+    with torch.device("meta"):
+        base = CausalTokenizer.build(config, CausalTokenizer(config.image) if config.grows else None)
+        eight = GrownTokenizer(FULL_GROWN.model_copy(update=above), base)
+        top = GrownTokenizer(FULL_GROWN.model_copy(update=above), eight)
+        video = torch.empty(1, 3, 17, 256, 256)
+    for model, temporal in ((base, 4), (eight, 8), (top, 16)):
+        tokens = model.encode(video)
+        assert tokens.values.shape[2:] == (1 + 16 // temporal, 32, 32) and model.decode(tokens).shape == video.shape
 
 
 def test_full_size_ladder_has_its_size(ladder: list[Rung]) -> None:
