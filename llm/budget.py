@@ -35,7 +35,7 @@ class Measured:
     seconds: float
     """Median of `TIMED` steps."""
     memory: int
-    """Bytes: the GPU's peak; on a CPU weights, gradients, AdamW's state and what the backward pass keeps."""
+    """Bytes: the GPU's peak; on a CPU counted: weights, gradients, AdamW's state and what the backward pass keeps."""
     device: str
 
 

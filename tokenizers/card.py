@@ -283,7 +283,8 @@ def _choices(rungs: "Sequence[Tokenizer]", objective: BaseModel | None) -> Itera
 def _of_base(config: "CausalConfig") -> Iterator[tuple[str, str, str]]:
     yield (
         "widths and depths",
-        "the layout of Open-MAGVIT2's video network (arXiv 2409.04410), with its own numbers",
+        "levels, widths and strides as in Open-MAGVIT2's video network (arXiv 2409.04410), but no blocks in the middle, no norm in front of "
+        "a latent head or the pixels; convolutions between levels change the width; all have biases, and each block's last starts at zero",
         "`channels`, `mult`, `blocks`",
     )
     begun = f"; training starts at {_START[config.start]}" if config.image_path == "none" else ""
