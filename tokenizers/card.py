@@ -283,7 +283,7 @@ def _choices(rungs: "Sequence[Tokenizer]", objective: BaseModel | None) -> Itera
 def _of_base(config: "CausalConfig") -> Iterator[tuple[str, str, str]]:
     yield (
         "widths and depths",
-        "levels, widths and strides as in Open-MAGVIT2's video network (arXiv 2409.04410), but no blocks in the middle, no norm in front of "
+        "levels, widths and strides as in Open-MAGVIT2's video network (arXiv 2409.04410), but no blocks in the middle, no norm before "
         "a latent head or the pixels; convolutions between levels change the width; all have biases, and each block's last starts at zero",
         "`channels`, `mult`, `blocks`",
     )
