@@ -3,10 +3,10 @@
 Every question is asked alone, as the first of a conversation (a model that was not tuned on instructions is shown the clips and no
 question: its captions are scored as answers), and scored by exact match of what the model says (`same_answer`), where it has options by the
 one that surprises the model least, and by the perplexity of the true answer. Beside each figure stands the same one with the tokens of
-another clip shown instead, which is what can be had without looking, and the chance of a guess. Output: `answers.json`, with the protocol
-that the figures are of. Questions about videos that the tokens lack count as filtered; those of the other split, and those that `questions`
-leaves out, were never put. Runs in the driver's process, on its GPU where `resources.gpus` asks for one. Not covered: answers judged by
-another language model.
+another clip shown instead, which is what can be had without looking (not measured where the split has one video alone), and the chance of a
+guess. Output: `answers.json`, with the protocol that the figures are of. Questions about videos that the tokens lack count as filtered;
+those of the other split, and those that `questions` leaves out, were never put. Runs in the driver's process, on its GPU where
+`resources.gpus` asks for one. Not covered: answers judged by another language model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 CONTROL = "the clips of the video half the split further on"
 """What stands in for a question's own clips."""
+NO_CONTROL = "none, for the split has one video alone"
 WINDOWS = "all of a video's clips in order, or where it has more, the first of each of so many equal parts"
 """Which clips are shown, `TokenVideos.clips` at draw 0: those that `kinetok ask` and the reference read of a file."""
 
@@ -54,7 +55,7 @@ class Understand(Stage):
     """Accuracy of answers, by kind of question."""
 
     kind: Literal["understand"] = "understand"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     model: Annotated[Ref, Produces("language", "language_model")]
     """The language model."""
     tokens: Annotated[Ref, Produces("encode")]
@@ -123,28 +124,32 @@ class Understand(Stage):
             windows=WINDOWS,
             **self.decoding.model_dump(),
             seed=self.seed,
-            control=CONTROL,
+            control=CONTROL if len(videos) > 1 else NO_CONTROL,
             matching=MATCHING,
             choice=CHOICE,
             perplexity=PERPLEXITY,
         )
 
     def _asked(self, ctx: StageContext, model: "DivotLM", instructed: bool, videos: "TokenVideos", exam: Exam) -> Iterator[Asked]:
-        """Every question with what was said and chosen, of its own clip and of another."""
+        """Every question with what was said and chosen, of its own clip and, where there are two videos, of another."""
         from kinetok.llm.divot.scoring import same_answer
         from kinetok.pipelines.data.order import sample_seed
 
-        size, half = ctx.resources.batch_size, len(videos) // 2 or 1
+        size, half = ctx.resources.batch_size, len(videos) // 2
         for first in range(0, len(exam), size):
             ctx.progress(done=first, total=len(exam), unit="questions")
             part = exam[first : first + size]
             # By the place in the exam: what is said must not depend on the batch.
             seeds = [sample_seed(self.seed, place) for place in range(first, first + len(part))]
             own = [videos.clips(video, self.clips, 0.0) for video, _ in part]
-            other = [videos.clips((video + half) % len(videos), self.clips, 0.0) for video, _ in part]
             questions = [question for _, question in part]
-            told = [self._replies(model, instructed, clips, questions, videos, seeds) for clips in (own, other)]
-            for (video, question), reply, blind in zip(part, *told, strict=True):
+            told = self._replies(model, instructed, own, questions, videos, seeds)
+            blindly: Sequence[Reply | None] = [None] * len(part)
+            # One video is no other than itself: shown again, its clips would give every figure a control of the same value.
+            if half:
+                other = [videos.clips((video + half) % len(videos), self.clips, 0.0) for video, _ in part]
+                blindly = self._replies(model, instructed, other, questions, videos, seeds)
+            for (video, question), reply, blind in zip(part, told, blindly, strict=True):
                 yield Asked(
                     video=videos.names[video],
                     question=question.question,
@@ -154,12 +159,12 @@ class Understand(Stage):
                     said=reply.said,
                     exact=same_answer(reply.said, question.answer),
                     chosen=reply.chosen,
-                    blindly_said=blind.said,
-                    blindly_exact=same_answer(blind.said, question.answer),
-                    blindly_chosen=blind.chosen,
+                    blindly_said=None if blind is None else blind.said,
+                    blindly_exact=None if blind is None else same_answer(blind.said, question.answer),
+                    blindly_chosen=None if blind is None else blind.chosen,
                     ids=reply.ids,
                     nats=reply.nats,
-                    blindly_nats=blind.nats,
+                    blindly_nats=None if blind is None else blind.nats,
                 )
         ctx.progress(done=len(exam), total=len(exam), unit="questions")
 

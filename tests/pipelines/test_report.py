@@ -128,7 +128,8 @@ def _answers(store: Store) -> Artifact:
     closed = Asked(question="Which colour?", about="colour", options=("red", "blue"), chosen="red", blindly_chosen="blue", **common)  # type: ignore[arg-type]
     free = Asked(question="What?", about="what", options=(), chosen=None, blindly_chosen=None, **common)  # type: ignore[arg-type]
     asked = (closed, free)
-    scores = (Score.of("colour", [closed]), Score.of("what", [free]), Score.of("all", asked))
+    without = closed.model_copy(update=dict.fromkeys(("blindly_said", "blindly_exact", "blindly_chosen", "blindly_nats")))
+    scores = (Score.of("colour", [closed]), Score.of("what", [free]), Score.of("alone", [without]), Score.of("all", asked))
     protocol = AnswerProtocol(
         prompt="<s>{question}\n",
         clips=20,
@@ -235,6 +236,7 @@ def test_answers_and_scores_stand_beside_chance_and_what_was_not_measured(page: 
     rows = [re.sub(r"<[^>]+>", "|", row).replace("||", "|") for row in re.findall(r"<tr><td class=\"name\">.*?</tr>", page)]
     text = "\n".join(rows)
     assert "|colour|1|0 %|100 %|100 %|0 %|50 %|2.5|12.25|" in text and "|what|1|0 %|100 %|" in text
+    assert "|alone|1|0 %|not measured|100 %|not measured|50 %|2.5|not measured|" in text
     assert "|all|2|0 %|100 %|100 %|0 %|50 %|2.5|12.25|" in text
     assert "|real clips|4|–||100 %|75 %|100 %|75 %|not measured|not measured|" in text
     assert "|made|4|4||25 %|50 %|0 %|0 %|not measured|301.4|" in text

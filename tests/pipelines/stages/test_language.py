@@ -390,6 +390,22 @@ def test_answers_are_scored_by_kind_beside_chance_and_another_clip(store: Store,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("split", [(1,), (1, 3)])
+def test_a_split_of_one_video_has_no_control(store: Store, folder: Path, tmp_path: Path, split: tuple[int, ...]) -> None:
+    """Its own clips shown as another's would give the figure itself."""
+    tokens, asked = make_tokens(tmp_path / "t", 4, val=split), make_instructions(tmp_path / "i", range(4))
+    stage = Understand(model="tuned", tokens="tokens", instructions="instructions", decoding={"temperature": 0, "max_tokens": 1})  # type: ignore[arg-type]
+    inputs = {"model": store.find("tuned"), "tokens": tokens, "instructions": asked}
+    made = run_stage(store, stage, f"control{len(split)}", inputs)
+    answers = Answers.model_validate_json(made.folder.read_bytes(ANSWERS))
+    figures = {name for name, value in made.record.metrics.items() if value is not None and "blindly_" in name}
+    alone = len(split) == 1
+    assert all((item.blindly_said, item.blindly_exact, item.blindly_nats) == (None, None, None) for item in answers.asked) is alone
+    assert (figures == set()) is alone and answers.protocol.control.startswith("none, for the split") is alone
+    assert {"all/exact", "all/choice", "all/perplexity"} < made.record.metrics.keys() and len(answers.asked) == 2 * len(split)
+
+
+@pytest.mark.slow
 def test_figures_of_answers_stand_with_their_protocol(store: Store, folder: Path) -> None:
     inputs = {"model": store.find("tuned"), "tokens": found(folder, "tokens"), "instructions": found(folder, "instructions")}
     fields = {"model": "tuned", "tokens": "tokens", "instructions": "instructions", "clips": 3, "seed": 5, "questions": 2}
