@@ -65,13 +65,14 @@ def read(name: str) -> Golden:
 
 
 def _by_recipe(golden: Golden) -> dict[str, Tensor]:
-    """Uniform numbers of the mean and deviation that the recipe names, from a bit stream seeded by the key; checked by their sums."""
+    """Uniform numbers of the mean and deviation that the recipe names, from a bit stream seeded by the key; checked against `check.*`."""
     state = {}
     for key, (shape, mean, std) in json.loads(golden.metadata["recipe"]).items():
         bits = np.random.PCG64(zlib.crc32((golden.metadata["salt"] + key).encode())).random_raw(prod(shape))
         uniform = (np.atleast_1d(bits) >> np.uint64(11)) * 2.0**-53
         values = np.asarray(mean + std * np.sqrt(3) * (2 * uniform - 1), dtype=np.float32)
         state[key] = torch.from_numpy(values.reshape(shape))
+    assert torch.equal(torch.stack([tensor.flatten()[0].double() for tensor in state.values()]), golden.tensors["check.first"].double())
     sums = torch.stack([tensor.double().sum() for tensor in state.values()])
     torch.testing.assert_close(sums, golden.tensors["check.sum"], atol=1e-6, rtol=0)
     return state

@@ -15,13 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kinetok.llm.divot.language import PretrainedLanguage, embedding, empty_language
+from kinetok.llm.divot.heads import GMMConfig
+from kinetok.llm.divot.language import LanguageConfig, PretrainedLanguage, embedding, empty_language
 from kinetok.llm.divot.model import DivotLM, DivotLMConfig
 from kinetok.llm.divot.vocabulary import Vocabulary
+from kinetok.llm.gmm import parameter_count
 from kinetok.tokenizers.divot.checkpoints import LoadReport, compare, read_state
 
 PARTS = {"from_tokens.": "input_resampler.proj.", "to_head.": "output_resampler.proj."}
 LANGUAGE = "llm."
+FIRST, LAST = "input_resampler.proj.0.weight", "output_resampler.proj.2.weight"
+"""Whose sizes are the width of a token, and the numbers that describe the mixture of one."""
 
 
 def official_names(model: DivotLM) -> dict[str, str]:
@@ -61,12 +65,30 @@ def load_state(model: DivotLM, state: Mapping[str, Tensor], parts: tuple[str, ..
     return report
 
 
-def open_official(agent: Path, language: Path, tokenizer: Path) -> Released:
+def agent_config(agent: Mapping[str, Tensor], language: LanguageConfig, clip_tokens: int) -> DivotLMConfig:
+    """The numbers of the model whose two MLPs `agent` holds, under published names and possibly among others.
+
+    Token width and Gaussians follow from the sizes of the MLPs, `clip_tokens` is in no tensor. ValueError where the second MLP ends in what
+    no mixture of such tokens has. Where one is no matrix or missing, the published numbers: loading then says which.
+    """
+    matrices = [agent[name].shape for name in (FIRST, LAST) if name in agent and agent[name].ndim == 2]
+    if len(matrices) < 2:
+        return DivotLMConfig(language=language, clip_tokens=clip_tokens)
+    (_, width), (numbers, _) = matrices
+    components, rest = divmod(numbers, parameter_count(1, width))
+    if rest or not components:
+        raise ValueError(f"{LAST} has {numbers} rows: tokens of {width} numbers need a multiple of {parameter_count(1, width)}")
+    return DivotLMConfig(language=language, clip_tokens=clip_tokens, token_width=width, head=GMMConfig(components=components))
+
+
+def open_official(agent: Path, language: Path, tokenizer: Path, clip_tokens: int = 64) -> Released:
     """The released model: the agent's file, the merged language model's folder, and that of the tokenizer of its text.
 
-    ValueError where that one lacks visual tokens: which row of the model is whose is written nowhere else.
+    Of other sizes too, which the files say (`agent_config`). ValueError where the tokenizer lacks visual tokens: which row of the model is
+    whose is written nowhere else.
     """
-    config = DivotLMConfig(language=PretrainedLanguage(path=str(language)))
+    state = read_state(agent)
+    config = agent_config(state, PretrainedLanguage(path=str(language)), clip_tokens)
     vocabulary, stock = Vocabulary.from_pretrained(tokenizer), empty_language(language)
     rows = embedding(stock).num_embeddings
     if vocabulary.added or len(vocabulary) > rows:
@@ -80,7 +102,7 @@ def open_official(agent: Path, language: Path, tokenizer: Path) -> Released:
             "that was released beside the model (cvlm_mistral_instruct_tokenizer), not that of its base"
         )
     model = DivotLM(config, stock, vocabulary)
-    read = load_state(model, read_state(agent), tuple(PARTS.values()))
+    read = load_state(model, state, tuple(PARTS.values()))
     return Released(model.eval(), read, load_state(model, read_folder(language), (LANGUAGE,)))
 
 

@@ -35,6 +35,8 @@ def test_official_numbers(name: str, components: int) -> None:
     golden.check(loss[None], f"{name}.loss")
     golden.check(gradient, f"{name}.grad_params")
     golden.check(mixture.mean(), f"{name}.predict")
+    golden.check(mixture.mean(), f"{name}.predict_via_params")
+    golden.check((0.1 * mixture.variance_KD).sum((-2, -1)), f"{name}.variances_scale_0.1_sum")
     golden.check(mixture.draw(outputs["sample_component"], outputs["sample_standard_normal"], 0.1), f"{name}.sample")
     if "means" in outputs:
         golden.check(mixture.mean_KD, f"{name}.means")

@@ -38,7 +38,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> DivotTokenizer:
     """A model of small sizes, which count as the published ones."""
     made = released.frame_autoencoder
     monkeypatch.setattr(presets, "FULL", CONFIG)
-    monkeypatch.setattr(released, "frame_autoencoder", lambda: made(32, (1, 2), 1))
+    monkeypatch.setattr(released, "frame_autoencoder", lambda z=4: made(32, (1, 2), 1, z))
     torch.manual_seed(0)
     return DivotTokenizer(CONFIG, FrozenViT.load(CONFIG.vit), released.frame_autoencoder()).eval()
 

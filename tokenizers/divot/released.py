@@ -30,17 +30,19 @@ def open_released(
 ) -> Released:
     """The files as a model; ValueError where one holds other tensors than the model.
 
-    `autoencoder` takes the weights in the de-tokenizer's file; left out, it has the sizes of Stable Diffusion's.
+    `autoencoder` takes the weights in the de-tokenizer's file; left out, it has the sizes of Stable Diffusion's, with as many latent
+    channels as `config.detokenizer.unet` says.
     """
-    model = DivotTokenizer(config, FrozenViT.load(config.vit), autoencoder or frame_autoencoder())
+    lower = autoencoder or frame_autoencoder(z=config.detokenizer.unet.z)
+    model = DivotTokenizer(config, FrozenViT.load(config.vit), lower)
     assert isinstance(model.lower, FrameVAE)
     read = load_tokenizer(model.encoder, read_state(tokenizer))
     made = load_detokenizer(model.detokenizer, model.lower, read_state(detokenizer))
     return Released(model.eval(), read, made)
 
 
-def frame_autoencoder(channels: int = 128, mult: tuple[int, ...] = (1, 2, 4, 4), blocks: int = 2) -> FrameVAE:
-    """An untrained autoencoder of Stable Diffusion's design; the defaults are its numbers."""
+def frame_autoencoder(channels: int = 128, mult: tuple[int, ...] = (1, 2, 4, 4), blocks: int = 2, z: int = 4) -> FrameVAE:
+    """An untrained autoencoder of Stable Diffusion's design with `z` latent channels; the defaults are its numbers."""
     import_transformers()
     source = importlib.import_module("diffusers").AutoencoderKL
     return FrameVAE(
@@ -49,6 +51,6 @@ def frame_autoencoder(channels: int = 128, mult: tuple[int, ...] = (1, 2, 4, 4),
             up_block_types=("UpDecoderBlock2D",) * len(mult),
             block_out_channels=tuple(channels * factor for factor in mult),
             layers_per_block=blocks,
-            latent_channels=4,
+            latent_channels=z,
         )
     ).eval()

@@ -139,16 +139,17 @@ class GatedMlp(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Attention among the positions of a frame, then of each position to the context, then an MLP; residual around all of it."""
+    """Attention among the positions of a frame, then of each position to the context, then an MLP; residual around it; `width` inside."""
 
-    def __init__(self, channels: int, heads: int, groups: int, context: int, *, split: bool) -> None:
+    def __init__(self, channels: int, heads: int, groups: int, context: int, width: int | None = None, *, split: bool) -> None:
         super().__init__()
+        width = width or channels
         self.norm = nn.GroupNorm(groups, channels, eps=TRANSFORMER_EPS)
-        self.to_in = nn.Linear(channels, channels)
-        self.norm_self, self.attention = nn.LayerNorm(channels), Attention(channels, heads)
-        self.norm_context, self.context = nn.LayerNorm(channels), ContextAttention(channels, heads, context, split=split)
-        self.norm_mlp, self.mlp = nn.LayerNorm(channels), GatedMlp(channels)
-        self.to_out = zero(nn.Linear(channels, channels))
+        self.to_in = nn.Linear(channels, width)
+        self.norm_self, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm_context, self.context = nn.LayerNorm(width), ContextAttention(width, heads, context, split=split)
+        self.norm_mlp, self.mlp = nn.LayerNorm(width), GatedMlp(width)
+        self.to_out = zero(nn.Linear(width, channels))
 
     def forward(self, x_FDhw: Tensor, given: Given) -> Tensor:
         h_FND = self.to_in(self.norm(x_FDhw).flatten(2).transpose(1, 2))

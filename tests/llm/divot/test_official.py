@@ -14,16 +14,12 @@ from kinetok.llm.divot.heads import GMMConfig
 from kinetok.llm.divot.language import UntrainedLanguage
 from kinetok.llm.divot.mask import QUERY, READ
 from kinetok.llm.divot.model import DivotLM, DivotLMConfig, Projection
-from kinetok.llm.divot.official import PARTS, load_state, official_names, open_official, read_folder
+from kinetok.llm.divot.official import PARTS, agent_config, load_state, official_names, open_official, read_folder
 from kinetok.llm.divot.sequences import IGNORED
 from kinetok.llm.divot.vocabulary import Vocabulary, byte_tokenizer
 from kinetok.tokenizers.base import Batch
 
-CONFIG = DivotLMConfig(
-    language=UntrainedLanguage(width=64, hidden=96, depth=2, heads=4, key_heads=2, vocabulary=176),
-    token_width=8,
-    head=GMMConfig(components=4),
-)
+LANGUAGE = UntrainedLanguage(width=64, hidden=96, depth=2, heads=4, key_heads=2, vocabulary=176)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +33,9 @@ def model(golden: Golden, vocabulary: Vocabulary) -> DivotLM:
     assert isinstance(numbers, dict)
     numbers["rope_parameters"] = {"rope_type": "default", "rope_theta": numbers.pop("rope_theta")}
     language = MistralForCausalLM._from_config(MistralConfig(**numbers), attn_implementation="sdpa")
-    model = DivotLM(CONFIG, language, vocabulary)
+    config = agent_config(golden.under("state"), LANGUAGE, clip_tokens=64)
+    assert config == DivotLMConfig(language=LANGUAGE, token_width=8, head=GMMConfig(components=4))
+    model = DivotLM(config, language, vocabulary)
     report = load_state(model, golden.under("state"))
     assert report.loaded == len(model.state_dict())
     return model
@@ -70,6 +68,8 @@ def test_joint_loss_and_gradients(golden: Golden, model: DivotLM, name: str) -> 
     golden.check(total[None], f"{name}.total_loss")
     if name == "gen":
         golden.check(losses.head()[None], "gen.gmm_loss")
+        query_BND = model.hidden(model.embed(batch), model._mask(batch))[batch["codes_BL"] == QUERY].unflatten(0, (-1, 64))
+        golden.check(model.to_head(query_BND), "gen.gmm_params")
     hidden_BLW = model.hidden(model.embed(batch), model._mask(batch)) * (batch["codes_BL"] != 0)[..., None]
     golden.check(hidden_BLW, f"{name}.last_hidden")
     parameters = dict(model.named_parameters())
@@ -96,11 +96,27 @@ def test_a_misfit_is_refused_by_name(golden: Golden, model: DivotLM) -> None:
         load_state(model, state)
 
 
+@pytest.mark.parametrize(("width", "components"), [(1, 1), (6, 3), (8, 17)])
+def test_numbers_of_a_model_follow_from_its_agents_sizes(width: int, components: int) -> None:
+    made = DivotLMConfig(language=LANGUAGE, clip_tokens=8, token_width=width, head=GMMConfig(components=components))
+    model = DivotLM.build(made.model_copy(update={"language": LANGUAGE.model_copy(update={"vocabulary": None})}))
+    state = {official_names(model)[name]: tensor for name, tensor in model.state_dict().items()}
+    assert agent_config(state, LANGUAGE, clip_tokens=8) == made
+
+
+def test_an_agent_without_a_mixture_is_refused(golden: Golden) -> None:
+    state = golden.under("state")
+    with pytest.raises(ValueError, match=r"proj\.2\.weight has 67 rows: tokens of 8 numbers need a multiple of 17"):
+        agent_config(state | {"output_resampler.proj.2.weight": torch.zeros(67, 68)}, LANGUAGE, clip_tokens=64)
+    del state["input_resampler.proj.0.weight"]
+    assert agent_config(state, LANGUAGE, clip_tokens=64) == DivotLMConfig(language=LANGUAGE)
+
+
 def test_released_layout_is_read_without_unpickling(vocabulary: Vocabulary, tmp_path: Path) -> None:
-    """An agent file, a folder of `.bin` shards as old versions of transformers wrote them, and the tokenizer's folder."""
+    """An agent file, a folder of `.bin` shards as old versions of transformers wrote them, and the tokenizer's folder; of other sizes."""
     sizes = UntrainedLanguage(width=32, hidden=48, depth=1, heads=4, key_heads=2)
     torch.manual_seed(0)
-    model = DivotLM.build(DivotLMConfig(language=sizes, head=GMMConfig(components=16)))
+    model = DivotLM.build(DivotLMConfig(language=sizes, clip_tokens=16, token_width=12, head=GMMConfig(components=5)))
     (tmp_path / "llm").mkdir()
     (tmp_path / "llm/config.json").write_text(json.dumps(model.llm.config.to_dict() | {"architectures": ["MistralForCausalLM"]}))
     state = model.llm.state_dict()
@@ -110,7 +126,8 @@ def test_released_layout_is_read_without_unpickling(vocabulary: Vocabulary, tmp_
     own = {key: value for key, value in model.state_dict().items() if not key.startswith("llm.")}
     torch.save({f"{names[key.partition('.')[0]]}.{key.partition('.')[2]}": value for key, value in own.items()}, tmp_path / "agent.bin")
     vocabulary.save_pretrained(tmp_path / "tokenizer")
-    opened = open_official(tmp_path / "agent.bin", tmp_path / "llm", tmp_path / "tokenizer")
+    opened = open_official(tmp_path / "agent.bin", tmp_path / "llm", tmp_path / "tokenizer", clip_tokens=16)
+    assert opened.model.config.model_copy(update={"language": sizes}) == model.config
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in opened.model.state_dict().items())
     assert (opened.agent.loaded, opened.language.loaded) == (len(own), len(state))
     with pytest.raises(ValueError, match="neither"):

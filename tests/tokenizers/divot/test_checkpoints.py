@@ -4,22 +4,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tokenizers.divot.tiny import UNET
+from tests.tokenizers.divot.tiny import UNET, tiny_divot
 from torch import Tensor, nn
 
+from kinetok.tokenizers.divot import released as released_files
 from kinetok.tokenizers.divot import schedule
 from kinetok.tokenizers.divot.checkpoints import (
     SCHEDULE_BUFFERS,
     load_dynamicrafter,
+    load_official,
     load_tokenizer,
     official_names,
     published_state,
     read_state,
 )
+from kinetok.tokenizers.divot.frame_vae import FrameVAE
 from kinetok.tokenizers.divot.perceiver import Perceiver
 from kinetok.tokenizers.divot.released import frame_autoencoder, open_released
 from kinetok.tokenizers.divot.tokenizer import DivotConfig, DivotTokenizer
 from kinetok.tokenizers.divot.unet import VideoUNet
+from kinetok.tokenizers.divot.unet_layers import Given, SpatialTransformer, TemporalTransformer
 from kinetok.tokenizers.divot.unet_training import DYNAMICRAFTER, UNetObjective, UNetPlayer, UNetTrainable
 
 STATISTICS = ("mean_Z", "std_Z", "mean_ND", "std_D")
@@ -57,6 +61,36 @@ def test_released_files_make_a_whole_model(model: DivotTokenizer, config: DivotC
         found = {name: tensor for name, tensor in mine.state_dict().items() if name in wanted}
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
     torch.testing.assert_close(again.detokenizer.std_Z, torch.full((4,), 1 / 0.18215))
+
+
+def test_files_of_other_sizes_make_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The autoencoder that `open_released` makes has the latent channels that the U-Net's configuration says."""
+    config = tiny_divot(frames=6, z=3, tokens=6, width=12)
+    monkeypatch.setattr(released_files, "frame_autoencoder", lambda z: frame_autoencoder(32, (1, 2, 1), 2, z))
+    model = DivotTokenizer.build(config, frame_autoencoder(32, (1, 2, 1), 2, z=3)).eval()
+    again = open_released(*save(tmp_path, model), config).model
+    assert isinstance(again.lower, FrameVAE) and again.lower.z == 3
+    for mine, theirs in ((again.encoder, model.encoder), (again.detokenizer, model.detokenizer), (again.lower, model.lower)):
+        wanted = {name: tensor.half().float() for name, tensor in theirs.state_dict().items() if name not in STATISTICS}
+        torch.testing.assert_close({name: mine.state_dict()[name] for name in wanted}, wanted, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="3 latent channels, the config 4"):
+        open_released(*save(tmp_path, model), tiny_divot(), frame_autoencoder(32, (1, 2, 1), 2, z=3))
+
+
+@pytest.mark.parametrize("width", [24, 64, 96])
+def test_transformers_whose_heads_are_not_their_channels_keep_their_weights(width: int) -> None:
+    """Eight heads of 3, 8 and 12 numbers inside 64 channels."""
+    given = Given(2, torch.empty(0), torch.randn(1, 77, 20), torch.randn(1, 48, 20))
+    for build in (lambda: SpatialTransformer(64, 8, 32, 20, width, split=True), lambda: TemporalTransformer(64, 8, 32, width)):
+        first, second = build(), build()
+        for parameter in first.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        state = published_state({"": first})
+        sizes = {name: tuple(state[f"{name}.weight"].shape) for name in ("proj_in", "transformer_blocks.0.attn2.to_q", "proj_out")}
+        assert list(sizes.values()) == [(width, 64), (width, width), (64, width)]
+        assert load_official({"": second}, state).loaded == len(first.state_dict())
+        x = torch.randn(2, 64, 3, 3)
+        torch.testing.assert_close(second(x, given), first(x, given), rtol=0, atol=0)
 
 
 def test_what_does_not_fit_is_told_and_nothing_is_loaded(model: DivotTokenizer) -> None:

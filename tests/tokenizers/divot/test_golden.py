@@ -16,7 +16,7 @@ from tests.golden_files import FOLDER, Golden
 from torch import Tensor
 
 from kinetok.tokenizers.divot import schedule
-from kinetok.tokenizers.divot.checkpoints import compare, load_official, load_tokenizer, published_state
+from kinetok.tokenizers.divot.checkpoints import SCHEDULE_BUFFERS, compare, load_official, load_tokenizer, published_state
 from kinetok.tokenizers.divot.ddim import SamplerConfig, ddim_steps, guide, make_grid
 from kinetok.tokenizers.divot.detokenizer import Detokenizer, DetokenizerConfig
 from kinetok.tokenizers.divot.encoder import EncoderConfig, TokenEncoder
@@ -141,7 +141,8 @@ def test_residual_block() -> None:
 def test_spatial_transformer() -> None:
     golden = golden_files.read("05b_spatial_transformer")
     numbers = arguments(golden)
-    model = SpatialTransformer(numbers["in_channels"], numbers["n_heads"], GROUPS, numbers["context_dim"], split=True)
+    width = numbers["n_heads"] * numbers["d_head"]
+    model = SpatialTransformer(numbers["in_channels"], numbers["n_heads"], GROUPS, numbers["context_dim"], width, split=True)
     load_official({"": model}, golden.state())
     x, context = golden.tensors["in.x"], golden.tensors["in.context"]
     for tokens in (125, 77, 64):
@@ -170,6 +171,34 @@ def test_schedule_and_conversions() -> None:
     given = golden.under("in")
     golden.check(schedule.clean(given["x"], given["v"], given["t"]), "x0_from_v")
     golden.check(schedule.noise(given["x"], given["v"], given["t"]), "eps_from_v")
+
+
+def test_buffers_of_the_released_file() -> None:
+    """What the published de-tokenizer keeps of its schedule, from our betas: DDPM's formulas (arXiv 2006.11239, equation 7), float64."""
+    golden = golden_files.read("06_schedule")
+    beta, share = schedule.zero_terminal_snr(schedule.betas()), schedule.alpha_bar()
+    before = torch.cat([torch.ones(1).double(), share[:-1]])
+    posterior = beta * (1 - before) / (1 - share)
+    expected = {
+        "betas": beta,
+        "alphas_cumprod": share,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": share.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - share).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - share).log(),
+        "sqrt_recip_alphas_cumprod": torch.zeros_like(share),
+        "sqrt_recipm1_alphas_cumprod": torch.zeros_like(share),
+        "posterior_variance": posterior,
+        "posterior_log_variance_clipped": posterior.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": beta * before.sqrt() / (1 - share),
+        "posterior_mean_coef2": (1 - before) * (1 - beta).sqrt() / (1 - share),
+    }
+    assert set(expected) == set(SCHEDULE_BUFFERS) == set(golden.under("out.buffer"))
+    for name, values in expected.items():
+        golden.check(values, f"buffer.{name}")
+    at = torch.arange(schedule.STEPS)
+    for used, name in zip(schedule.signal_and_noise(at), ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"), strict=True):
+        golden.check(used.flatten(), f"buffer.{name}")
 
 
 def test_timestep_embeddings() -> None:
@@ -238,12 +267,14 @@ def test_ddim_trajectories(name: str) -> None:
         if f"out.{case}.pred_x0" in golden.tensors:
             golden.check(torch.stack([clean for _, clean in steps]), f"{case}.pred_x0")
             assert grid.t_S.flip(0).tolist() == golden.tensors[f"out.{case}.t"].flatten().tolist()
+            for numbers_S, kind in ((grid.alpha_S, "alphas"), (grid.before_S, "alphas_prev"), (grid.sigma_S, "sigmas")):
+                golden.check(numbers_S, f"{case}.{kind}")
 
 
 def test_image_autoencoder() -> None:
     golden = golden_files.read("14_autoencoder")
     numbers = arguments(golden)["ddconfig"]
-    model = frame_autoencoder(numbers["ch"], tuple(numbers["ch_mult"]), numbers["num_res_blocks"])
+    model = frame_autoencoder(numbers["ch"], tuple(numbers["ch_mult"]), numbers["num_res_blocks"], numbers["z_channels"])
     load_official({"": model}, golden.state())
     posterior = model.model.encode(golden.tensors["in.x"]).latent_dist  # type: ignore[operator]
     golden.check(posterior.mean, "mean")
