@@ -343,6 +343,9 @@ class ClipScores(Config):
 
     judge: dict[str, float]
     """The judge's own accuracy on scenes that it never saw, by factor."""
+    chance: dict[str, float]
+    """Share of clips that would show what is asked by a guess among the values that each factor can have, by factor and, each guessed for
+    itself, in `all`; empty without a judge."""
     protocol: Protocol
     lines: tuple[ClipScore, ...]
 

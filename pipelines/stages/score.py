@@ -1,13 +1,14 @@
 """`score`: what generated clips are worth: whether they show what their captions ask for, CLIPSIM, and the Fréchet distance of I3D.
 
 Each `decode` is scored on the clips that it shows, frames as they were decoded, and so are the real clips of the same captions, the most
-that can be had. A figure whose network is not named is `not measured`. Output: `scores.json`, with the protocol of the figures. Runs in the
-driver's process, on its GPU where `resources.gpus` asks for one. Not covered: the judge (`kinetok.pipelines.judge`), the other figures
-(`kinetok.tokenizers.video_metrics`).
+that can be had; the least is what chance would show (`chances`). A figure whose network is not named is `not measured`. Output:
+`scores.json`, with the protocol of the figures. Runs in the driver's process, on its GPU where `resources.gpus` asks for one. Not covered:
+the judge (`kinetok.pipelines.judge`), the other figures (`kinetok.tokenizers.video_metrics`).
 
 Legend: B videos, C T H W colours, frames, rows, columns.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -22,7 +23,7 @@ from kinetok.pipelines.report.tables import FRAMES, GENERATION, SCORES, ClipScor
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kinetok.pipelines.data.instructions import Fact
+    from kinetok.pipelines.data.instructions import Fact, Question
     from kinetok.pipelines.judge import SceneJudge
 
 REAL = "real clips"
@@ -36,7 +37,7 @@ class Score(Stage):
     """Figures of generated clips, in one table."""
 
     kind: Literal["score"] = "score"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     generated: Annotated[tuple[Ref, ...], Produces("decode"), Field(min_length=1)]
     """Videos of the clips' own captions."""
     data: Annotated[Ref, Produces("clips")]
@@ -44,7 +45,7 @@ class Score(Stage):
     judge: Annotated[Ref, Produces("judge")] | None = None
     """Judges clips of one drawn shape; None where there is nothing to judge so."""
     instructions: Annotated[Ref, Produces("instructions")] | None = None
-    """What is true of the drawn scenes, for the judge."""
+    """What is true of the drawn scenes and could have been, for the judge."""
     clip: str | None = None
     """A CLIP, by folder or hub id, for CLIPSIM."""
     i3d: str | None = None
@@ -75,7 +76,7 @@ class Score(Stage):
         with threads(ctx.resources):
             scorer = Scorer(self, ctx)
             lines = list(scorer.lines())
-        scores = ClipScores(judge=scorer.own_accuracy, protocol=scorer.protocol(), lines=tuple(lines))
+        scores = ClipScores(judge=scorer.own_accuracy, chance=scorer.chance, protocol=scorer.protocol(), lines=tuple(lines))
         ctx.out.write_text(SCORES, scores.model_dump_json(indent=1))
         return StageResult({f"{line.name}/{name}": value for line in lines for name, value in line.figures.items()})
 
@@ -90,7 +91,7 @@ class Scorer:
         self.ctx, self.stage = ctx, stage
         self.index = ClipIndex.open(ctx.input("data"))
         self.place = {name: row for row, name in enumerate(self.index.rows["id"].to_pylist())}
-        self.judge, self.facts = _judge(ctx)
+        self.judge, self.facts, self.chance = _judge(ctx)
         self.networks = Networks.open(ctx.resources, clip=stage.clip, i3d=stage.i3d)
 
     @property
@@ -196,15 +197,25 @@ def _videos(clips: "Iterable[object]") -> "Tensor":
     return torch.stack([torch.as_tensor(pixels_THWC) for pixels_THWC in clips]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
-def _judge(ctx: StageContext) -> "tuple[SceneJudge | None, dict[str, Fact]]":
-    """The judge, and the one shape of every scene of one shape by its video."""
-    from kinetok.pipelines.data.instructions import FACTS, Facts, read_lines
+def chances(fact: "Fact", asked: "Iterable[Question]") -> dict[str, float]:
+    """What a guess among the options of each factor shows of a scene rightly, and in `all`; `asked` are the questions about it."""
+    options = {question.about: question.options for question in asked}
+    found: dict[str, float] = {factor: 1 / len(options[factor]) for factor in fact.answers}
+    return {**found, "all": math.prod(found.values())}
+
+
+def _judge(ctx: StageContext) -> "tuple[SceneJudge | None, dict[str, Fact], dict[str, float]]":
+    """The judge, the one shape of every scene of one shape by its video, and the chances of their factors."""
+    from kinetok.pipelines.data.instructions import FACTS, Facts, questions_of, read_lines
     from kinetok.pipelines.judge import SceneJudge
     from kinetok.pipelines.models import on_disk
 
     judge, instructions = ctx.optional("judge"), ctx.optional("instructions")
     if judge is None or instructions is None:
-        return None, {}
+        return None, {}, {}
     facts = {line.video: line.shapes[0] for line in read_lines(instructions, FACTS, Facts) if len(line.shapes) == 1}
+    # Scenes of one data set have the same options, so that one of them tells those of all.
+    first = next(iter(facts), None)
+    chance = {} if first is None else chances(facts[first], questions_of(instructions)[first])
     with on_disk(judge.folder / "model") as folder:
-        return SceneJudge.from_pretrained(folder), facts
+        return SceneJudge.from_pretrained(folder), facts, chance

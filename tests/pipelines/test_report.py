@@ -164,8 +164,11 @@ def _scores(store: Store) -> Artifact:
     )
     shares = {"colour": 0.25, "shape": 0.5, "motion": 0.0, "all": 0.0}
     made = ClipScore(name="made", videos=4, real=4, shown=shares, clipsim=None, frechet=301.44, caveat="4 are too few")
+    chance = {"colour": 0.1, "shape": 0.2, "motion": 0.25, "all": 0.005}
     folder = store.folder("score", "scores", "s" * 16)
-    folder.write_text("scores.json", ClipScores(judge={"colour": 0.97}, protocol=protocol, lines=(real, made)).model_dump_json())
+    folder.write_text(
+        "scores.json", ClipScores(judge={"colour": 0.97}, chance=chance, protocol=protocol, lines=(real, made)).model_dump_json()
+    )
     return _publish(store, "score", "scores")
 
 
@@ -239,6 +242,7 @@ def test_answers_and_scores_stand_beside_chance_and_what_was_not_measured(page: 
     assert "|alone|1|0 %|not measured|100 %|not measured|50 %|2.5|not measured|" in text
     assert "|all|2|0 %|100 %|100 %|0 %|50 %|2.5|12.25|" in text
     assert "|real clips|4|–||100 %|75 %|100 %|75 %|not measured|not measured|" in text
+    assert "75 %|not measured|not measured|\n|chance|–|–||10 %|20 %|25 %|0.5 %|–|–|\n|made|" in text
     assert "|made|4|4||25 %|50 %|0 %|0 %|not measured|301.4|" in text
     assert (
         "Split val; clips of 16 frames, 48 × 64, at 8 fps; captions: its own; pixels: raw; CLIP none, I3D i3d.pt; as it is; covariance"

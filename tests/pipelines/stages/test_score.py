@@ -27,15 +27,15 @@ from kinetok.infra.training import Loop, Work
 from kinetok.pipelines import judge
 from kinetok.pipelines.data.clip_index import ClipIndex, part_bytes, part_name
 from kinetok.pipelines.data.decode import decode_clip
-from kinetok.pipelines.data.instructions import FACTS, OPTIONS, Facts, fact_of
-from kinetok.pipelines.data.scenes import draw_scene, encode_mp4
+from kinetok.pipelines.data.instructions import FACTS, OPTIONS, QUESTIONS, Facts, fact_of, of_scenes
+from kinetok.pipelines.data.scenes import SceneSet, draw_scene, encode_mp4
 from kinetok.pipelines.data.tars import TarWriter
 from kinetok.pipelines.data.verify import problems
 from kinetok.pipelines.judge import JudgeTrainable, SceneFeed, SceneJudge
 from kinetok.pipelines.report.panel import pixels
 from kinetok.pipelines.report.tables import FRAMES, GENERATION, SCORES, ClipScores, Generation
 from kinetok.pipelines.stages.decode import Decode
-from kinetok.pipelines.stages.score import REAL, Score
+from kinetok.pipelines.stages.score import REAL, Score, chances
 from kinetok.tokenizers.base import Tokens
 from kinetok.tokenizers.video_metrics import I3D, ClipSim, frechet
 
@@ -94,11 +94,12 @@ def scene_clips(
 ) -> tuple[Artifact, Artifact, Artifact]:
     """Real clips of drawn scenes, a `decode` that shows them as they are, or as `change` makes them, and their facts."""
     source, clips, shown, told = folder / "scenes.tar", *(Folder(str(folder / name)) for name in ("clips", "shown", "told"))
-    rows, listed, facts = [], [], []
+    rows, listed, facts, questions = [], [], [], []
+    drawn = SceneSet(count=count, seed=0, frames=16, size=32, fps=8, most=1)
     with source.open("wb") as file:
         tar = TarWriter(file)
-        for number in range(count):
-            scene = draw_scene(0, number, frames=16, size=32, most=1)
+        for number, (asked, _) in enumerate(of_scenes(drawn, shard_videos=16)):
+            scene = drawn.scene(number)
             data, video = encode_mp4(scene.pixels_THWC, 8), f"s/{number:04d}"
             offset = tar.add(f"{number:04d}.mp4", data)
             place = {"id": f"{video}/0", "video": video, "url": str(source), "offset": offset, "bytes": len(data)}
@@ -107,6 +108,7 @@ def scene_clips(
             shown.write_bytes(f"frames/{number:03d}.safetensors", save({FRAMES: (frames_THWC if change is None else change(frames_THWC))}))
             files = {"file": f"videos/{number:03d}.mp4", "frames": f"frames/{number:03d}.safetensors"}
             listed.append({"prompt": scene.caption, "seed": 0, "id": f"{video}/0", **files})
+            questions.append(asked.model_copy(update={"video": video}).model_dump_json())
             facts.append(Facts(video=video, shapes=(fact_of(scene.shapes[0]),)).model_dump_json())
         tar.close()
     clips.write_text("clips.json", json.dumps(RECIPE | {"shard_clips": 4}))
@@ -116,6 +118,7 @@ def scene_clips(
         GENERATION, Generation.model_validate({"tokenizer": "t", "encoder": "e", "videos": listed, **numbers}).model_dump_json()
     )
     told.write_text(FACTS, "\n".join(facts))
+    told.write_text(QUESTIONS, "\n".join(questions))
     return (
         finish(clips, "clips", Counts(input=count, written=count)),
         finish(shown, "decode", Counts()),
@@ -137,11 +140,23 @@ def test_clips_are_scored_by_what_the_judge_sees_in_them(tmp_path: Path, monkeyp
     )  # type: ignore[arg-type]
     scores = ClipScores.model_validate_json(made.folder.read_bytes(SCORES))
     discs = sum(draw_scene(0, number, frames=1, size=32, most=1).shapes[0].shape == OPTIONS["shape"][0] for number in range(8)) / 8
+    assert scores.chance == pytest.approx({"colour": 1 / 11, "shape": 1 / 5, "motion": 1 / 6, "all": 1 / 330})
     assert scores.judge == {"colour": 0.9} and [line.name for line in scores.lines] == [REAL, "decode"]
     for line in scores.lines:
         assert line.shown == {"colour": 1.0, "shape": discs, "motion": 1.0, "all": discs}
         assert line.clipsim is None and line.frechet is None and line.caveat is None
     assert made.record.metrics["decode/all"] == discs
+
+
+@pytest.mark.parametrize(("plain", "ways"), [(False, 6), (True, 4)])
+def test_chance_is_one_of_the_values_that_scenes_can_have(plain: bool, ways: int) -> None:
+    """Plain ones go straight, and have a background of one colour."""
+    for asked, facts in of_scenes(SceneSet(count=4, seed=1, frames=2, size=32, fps=8, most=1, plain=plain), shard_videos=16):
+        found = chances(facts.shapes[0], asked.questions)
+        values = {factor: len(OPTIONS[factor]) for factor in facts.shapes[0].answers} | {"motion": ways}
+        assert ("background" in values) is plain and found == pytest.approx(
+            {factor: 1 / count for factor, count in values.items()} | {"all": 1 / np.prod(list(values.values()))}
+        )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
