@@ -2,7 +2,8 @@
 
 Lines come from a file of the user's, in the forms that data sets of instructions have (`parse`), or from the facts of drawn scenes, where
 every answer is exact (`of_scenes`). A line names its video as token shards do (`pipelines/data/token_videos.py`). Not covered: which lines
-a model learns from (`language_feed.py`), and how it is scored (`stages/understand.py`).
+a model learns from (`language_feed.py`), how it is scored (`stages/understand.py`), and lines {video or image, caption}: captions come with
+the clips (`csv` of `ingest`, or the txt or json of a tar's sample), where captioning and generation both learn from them.
 """
 
 import json
@@ -161,6 +162,8 @@ def _plain(given: dict[str, Any]) -> dict[str, object]:
         asked, said = data[::2], data[1::2]
     else:
         asked, said = (_listed(given.get(name, given.get(f"{name}s"))) for name in ("question", "answer"))
+    if not asked and "caption" in given:
+        raise ValueError("a caption is neither question nor story: captions come with the clips, by csv or in the txt or json of a sample")
     if not (asked and isinstance(asked[0], dict)):
         if len(asked) != len(said):
             raise ValueError(f"{len(asked)} questions have {len(said)} answers")

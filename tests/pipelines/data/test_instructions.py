@@ -104,6 +104,7 @@ def test_the_example_file_is_sound() -> None:
         ('{"video": "v", "questions": ["Q?", "R?"], "answers": ["A"]}', "f, line 1: 2 questions have 1 answers"),
         ('{"request": "R", "clips": ["a", "b"], "texts": ["x"]}', "f, line 1: 2 clips have 1 texts"),
         ('{"question": "Q?", "answer": "A"}', "f, line 1: "),
+        ('{"image": "v", "caption": "A toy pig."}', "f, line 1: a caption is neither question nor story: captions come with"),
         ("3", "f, line 1: "),
         (
             '{"video": "v", "question": "Q?", "answer": "A", "options": ["a", "b"]}',
