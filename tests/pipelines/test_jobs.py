@@ -29,6 +29,8 @@ from kinetok.pipelines.estimate import ASSUMED_TFLOPS, _made, outline_table, out
 from kinetok.pipelines.passes import run_cost
 from kinetok.pipelines.stages.diffusion import Diffusion
 from kinetok.pipelines.stages.encode import Encode
+from kinetok.pipelines.stages.ingest import Ingest
+from kinetok.pipelines.stages.instructions import Instructions
 from kinetok.pipelines.stages.language import Language
 from kinetok.pipelines.stages.train import Train, config_of
 from kinetok.pipelines.stages.vit import Vit
@@ -48,6 +50,18 @@ def load(name: str) -> Job:
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_job_files_are_sound(path: Path) -> None:
     assert load_job(path, STAGES).name == path.stem
+
+
+@pytest.mark.parametrize("name", ["divot-7b", "divot-middle", "ladder-full"])
+def test_larger_sizes_name_sources_of_the_users_beside_the_job(name: str) -> None:
+    """WebVid's tars and questions about them, in a folder that the repository has not; nothing of one machine."""
+    sources = {
+        each: (stage.source, getattr(stage, "csv", None))
+        for each, stage in load(name).stages.items()
+        if isinstance(stage, Ingest | Instructions)
+    }
+    asked = {} if name == "ladder-full" else {"instructions": ("webvid/questions.jsonl", None)}
+    assert sources == {"videos": ("webvid/*.tar", None), **asked}
 
 
 def test_divot_stands_beside_the_main_jobs_ladder() -> None:
@@ -262,7 +276,7 @@ def test_larger_sizes_are_planned_and_sized_without_data_or_network(name: str, t
     monkeypatch.chdir(tmp_path)
     tiny = _tiny_ladder() if name == "ladder-full" else _tiny_divot(tmp_path / "vae")
     words = [word for override in tiny for word in ("--set", override)]
-    answer = CliRunner().invoke(cli.main, ["plan", name, "--json", *words, "--set", "videos.source=gone/*.tar", "--set", "videos.csv=null"])
+    answer = CliRunner().invoke(cli.main, ["plan", name, "--json", *words])
     assert answer.exit_code == 0, answer.stderr
     steps = {step["name"]: step for step in json.loads(answer.stdout)}
     assert "--set videos.source=... names another" in steps["videos"]["reason"]
