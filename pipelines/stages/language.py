@@ -1,8 +1,9 @@
 """`language`: fit a Divot-LLM on cached tokens and text: pre-training, or where it starts from another one, instruction tuning.
 
 What is learned is a mixture of tasks over one or several encodings of clips; no pixel is decoded. `model/language.json` says whose tokens
-the model reads and writes. Not covered: the loop (`kinetok.infra.training`), the model and its losses (`kinetok.llm.divot`), the samples
-(`data/language_tasks.py`).
+the model reads and writes. What adapters leave frozen is hashed before and after, but not under ZeRO-3, where no rank holds a whole
+weight: that it stays as it was is not checked there. Not covered: the loop (`kinetok.infra.training`), the model and its losses
+(`kinetok.llm.divot`), the samples (`data/language_tasks.py`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -239,7 +240,10 @@ def open_vocabulary(model: DivotLMConfig | None, start: Artifact | None) -> "Voc
 def build_trainable(
     model: DivotLMConfig | None, start: Artifact | None, objective: DivotLMObjective, resources: Resources, tasks: tuple[str, ...]
 ) -> "Trainable":
-    """A fresh model, or the one to go on from, as the training loop takes it; called in every worker."""
+    """A fresh model, or the one to go on from, as the training loop takes it; called in every worker.
+
+    What it leaves frozen is watched, but not under ZeRO-3 (see the module).
+    """
     from kinetok.llm.divot.model import DivotLM
     from kinetok.llm.divot.training import DivotLMTrainable
     from kinetok.pipelines.models import open_language

@@ -241,6 +241,17 @@ def test_a_model_and_tokens_that_do_not_fit_are_refused(store: Store, folder: Pa
         Language.model_validate(TUNED).run(ctx)
 
 
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_a_frozen_base_is_watched_where_a_rank_holds_it_whole(zero: int) -> None:
+    """Where it is not, the contract that it breaks says so."""
+    stage = Language.model_validate(LANGUAGE | {"objective": {"lora": {"rank": 2}}})
+    made = language.build_trainable(stage.model, None, stage.objective, Resources(zero=zero), ())
+    assert (set(made.frozen) == {"base"}) is (zero < 3)
+    text = (Path(__file__).parents[3] / "docs" / "architecture.md").read_text()
+    contract = text[text.index("4. **Frozen means frozen.**") : text.index("5. **Same data, same loss.**")]
+    assert all("not" in said and "ZeRO-3" in said for said in (contract, str(language.__doc__)))
+
+
 def test_questions_that_name_no_video_of_the_tokens_end_a_training_before_it_starts(tmp_path: Path) -> None:
     """Of the sources that are asked about alone; some unknown ones are counted, of both splits together."""
     one, other = make_tokens(tmp_path / "a", 6, val=(1,)), make_tokens(tmp_path / "b", 9)
