@@ -5,7 +5,7 @@ The generator's tokenizers are those of the main job, so its artifacts serve bot
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -19,21 +19,26 @@ from kinetok.infra.plan import UNKNOWN, plan
 from kinetok.infra.stage import Stage
 from kinetok.infra.storage import Folder
 from kinetok.llm.cost import TrainingCost, dit_parameters, training_cost
+from kinetok.llm.divot.heads import GMMConfig
 from kinetok.llm.divot.language import PretrainedLanguage
 from kinetok.llm.divot.model import DivotLMConfig
 from kinetok.llm.divot.presets import DIVOT_1B, DIVOT_7B, PUBLISHED
 from kinetok.llm.presets import dit
 from kinetok.pipelines import cli
 from kinetok.pipelines.catalog import STAGES
+from kinetok.pipelines.data.language_tasks import Answering
 from kinetok.pipelines.estimate import ASSUMED_TFLOPS, _made, outline_table, outlines, unrecorded
 from kinetok.pipelines.passes import run_cost
+from kinetok.pipelines.stages.clips import Clips
 from kinetok.pipelines.stages.diffusion import Diffusion
 from kinetok.pipelines.stages.encode import Encode
 from kinetok.pipelines.stages.ingest import Ingest
 from kinetok.pipelines.stages.instructions import Instructions
 from kinetok.pipelines.stages.language import Language
+from kinetok.pipelines.stages.scenes import Scenes
 from kinetok.pipelines.stages.train import Train, config_of
 from kinetok.pipelines.stages.vit import Vit
+from kinetok.pipelines.stages.write import Write
 from kinetok.tokenizers.causal.presets import FULL_4X, FULL_GROWN, SMALL_4X, SMALL_GROWN
 from kinetok.tokenizers.divot import presets
 from kinetok.tokenizers.divot.released import frame_autoencoder
@@ -96,7 +101,7 @@ def _without_path(config: DivotConfig) -> DivotConfig:
 
 
 Wire = tuple[str, str, str]
-"""A stage, one of its fields, and what that names: a stage, a kind, a stage of Divot's training, or a task."""
+"""A stage, one of its fields, and what that names: a stage, a kind, a stage of Divot's training, a task, or what its numbers turn on."""
 
 
 def wires(stages: Mapping[str, Stage]) -> set[Wire]:
@@ -110,7 +115,33 @@ def wires(stages: Mapping[str, Stage]) -> set[Wire]:
             found |= {
                 (name, "task", f"{task.kind} of {stage.tokens[task.source]}, {getattr(task, 'instructed', '')}") for task in stage.tasks
             }
+        found |= {(name, "on", what) for what, on in _switches(stage, stages) if on}
     return found
+
+
+def _switches(stage: Stage, stages: Mapping[str, Stage]) -> Iterator[tuple[str, bool]]:
+    """Parts of the method that a number turns on or off: one component is no mixture, a guidance of 1 is none."""
+    if isinstance(stage, Language):
+        yield "adapters", stage.objective.lora is not None
+        yield f"{stage.objective.frozen} frozen", stage.objective.frozen is not None
+        yield "one question a sample", any(isinstance(task, Answering) and task.turns == 1 for task in stage.tasks)
+        if stage.model is not None:
+            assert isinstance(stage.model.head, GMMConfig)
+            yield "mixture", stage.model.head.components > 1
+            yield stage.model.mechanism, True
+    if isinstance(stage, Write):
+        yield "several draws", stage.draws > 1
+    if isinstance(stage, Train):
+        if isinstance(stage.objective, DivotObjective):
+            yield "dropped conditions", stage.objective.dropped > 0
+        if stage.model is not None and isinstance(config := config_of(stage, stages), DivotConfig):
+            yield "guidance", config.sampler.guidance > 1
+            yield "steps of sampling", config.sampler.steps > 1
+            yield "noise while sampling", config.sampler.eta > 0
+            yield f"{config.sampler.spacing} steps", True
+            yield "standardised features", config.encoder.standardise
+            yield "dropout", config.detokenizer.unet.dropout > 0
+            yield "split context", config.detokenizer.unet.split is not None
 
 
 DRAWN = {
@@ -127,15 +158,45 @@ JUDGED = {
 OWN_BASE = {("base", "kind", "train"), ("base", "data", "clips"), ("report", "trained", "base")}
 """The small job's autoencoder is its ladder's first rung; others name a published one."""
 NAMED_BASE = {("base", "kind", "model")}
+LANGUAGES = ("language", "reader", "writer", "storyteller")
+LEFT_OUT = {
+    # Adapters stand beside trained weights; an untrained language model has none to keep.
+    *((name, "on", "adapters") for name in LANGUAGES),
+    # Tokens of few values: several Gaussians cover them without a look at the text.
+    ("language", "on", "mixture"),
+    # Its `adapted` ends within the first epoch, which meets the first draw alone.
+    ("written", "on", "several draws"),
+    # A U-Net of minutes takes away less noise in later steps than they leave, and knows too little without tokens to go away from that.
+    *(("unet", "on", what) for what in ("guidance", "steps of sampling", "noise while sampling", "uniform steps")),
+    # It is trained too short to learn by heart.
+    ("unet", "on", "dropout"),
+}
+"""What the small job does without, and why: `jobs/divot.yaml` has the reasons at their places."""
+INSTEAD = {
+    # Its steps end at the noise that they begin with.
+    ("unet", "on", "trailing steps"),
+    # Only the end of a sample is learned as one; a small model would not stop after the first answer.
+    ("reader", "on", "one question a sample"),
+}
+RELEASED = {("unet", "on", "split context")}
+"""Only the published U-Net reads its context in two parts."""
 
 
 def test_divot_is_wired_alike_at_every_size() -> None:
     middle, full = (wires(load(name).stages) for name in ("divot-middle", "divot-7b"))
-    assert middle == full
+    assert middle == full - RELEASED
     ladder = {*load("main").stages, "rungs", "ladder"} - {"base", "quality", "report"}
     small = {wire for wire in wires(load("divot").stages) if wire[0] not in ladder}
-    assert small - full == DRAWN | JUDGED | OWN_BASE
-    assert full - small == GIVEN | NAMED_BASE
+    assert small - full == DRAWN | JUDGED | OWN_BASE | INSTEAD
+    assert full - small == GIVEN | NAMED_BASE | LEFT_OUT | RELEASED
+
+
+def test_the_small_divot_adapts_for_less_than_an_epoch() -> None:
+    """So it writes each clip once: a later epoch would meet other draws."""
+    stages = load("divot").stages
+    shapes, windows, adapted = stages["shapes"], stages["windows"], stages["adapted"]
+    assert isinstance(shapes, Scenes) and isinstance(windows, Clips) and isinstance(adapted, Train)
+    assert adapted.steps * adapted.global_batch < shapes.count * (1 - windows.val_fraction)
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 4, 8])
