@@ -168,10 +168,10 @@ LEFT_OUT = {
     ("written", "on", "several draws"),
     # A U-Net of minutes takes away less noise in later steps than they leave, and knows too little without tokens to go away from that.
     *(("unet", "on", what) for what in ("guidance", "steps of sampling", "noise while sampling", "uniform steps")),
-    # It is trained too short to learn by heart.
+    # A choice: no clip is met often enough to be learned by heart.
     ("unet", "on", "dropout"),
 }
-"""What the small job does without, and why: `jobs/divot.yaml` has the reasons at their places."""
+"""What the small job does without, and why: `jobs/divot.yaml` has the reasons at their places, but for the dropout."""
 INSTEAD = {
     # Its steps end at the noise that they begin with.
     ("unet", "on", "trailing steps"),
