@@ -37,16 +37,21 @@ class Converted:
         return [*read, f"{self.folder}: {self.parameters:,} trained parameters, {self.note}"]
 
 
-def convert(tokenizer: Path, detokenizer: Path, out: Path, vit: str) -> Converted:
-    """Write the published model, on the vision transformer at `vit`, to `out`; ConfigError, naming what does not fit, before it writes."""
+def convert(tokenizer: Path, detokenizer: Path, out: Path, vit: str, ignored: tuple[str, ...] = ()) -> Converted:
+    """Write the published model, on the vision transformer at `vit`, to `out`; ConfigError, naming what does not fit, before it writes.
+
+    Tensors whose names begin with one of `ignored` are left aside.
+    """
     from kinetok.tokenizers.divot.presets import FULL
     from kinetok.tokenizers.divot.released import open_released
 
     config = FULL.model_copy(update={"vit": FULL.vit.model_copy(update={"path": vit})})
     try:
-        released = open_released(tokenizer, detokenizer, config)
+        released = open_released(tokenizer, detokenizer, config, ignored=ignored)
     except (OSError, ValueError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"{tokenizer} and {detokenizer} cannot be converted: {error}") from error
+        raise ConfigError(
+            f"{tokenizer} and {detokenizer} cannot be converted: {error}; --ignore PREFIX leaves aside what the model does without"
+        ) from error
     released.model.save_pretrained(out)
     parameters = sum(parameter.numel() for parameter in released.model.parameters())
     return Converted(out, parameters, {tokenizer: released.tokenizer, detokenizer: released.detokenizer})

@@ -47,11 +47,12 @@ _variance = click.option("--variance-scale", type=click.FloatRange(min=0), help=
 @click.argument("detokenizer", type=_file)
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--vit", default=VIT, show_default=True, help="Folder or hub id of the vision transformer, which the files do not hold.")
-def convert(tokenizer: Path, detokenizer: Path, out: Path, vit: str) -> None:
+@click.option("--ignore", multiple=True, metavar="PREFIX", help="Leave aside tensors whose names begin so; may be given again.")
+def convert(tokenizer: Path, detokenizer: Path, out: Path, vit: str, ignore: tuple[str, ...]) -> None:
     """Turn Divot's released files (Divot_tokenizer.bin, Divot_detokenizer_stage1.bin or stage2) into a model folder."""
     from kinetok.pipelines.convert import convert
 
-    for line in convert(tokenizer, detokenizer, out, vit).lines():
+    for line in convert(tokenizer, detokenizer, out, vit, ignore).lines():
         click.echo(line)
 
 

@@ -56,6 +56,18 @@ def test_the_command_writes_what_load_reads(model: DivotTokenizer, tmp_path: Pat
     assert load(tmp_path / "out").config.model_dump()["vit"]["path"] == str(tmp_path / "vit")
 
 
+def test_a_block_that_nobody_knows_is_left_aside_only_when_told(model: DivotTokenizer, tmp_path: Path) -> None:
+    model.vit.save_pretrained(tmp_path / "vit")
+    files = [tmp_path / "tokenizer.bin", tmp_path / "detokenizer.bin"]
+    torch.save(published_state({"": model.encoder}) | {"teacher.proj.weight": torch.zeros(1)}, files[0])
+    torch.save(published_state({"": model.detokenizer, "first_stage_model.": model.lower}), files[1])
+    command = ["convert", *map(str, files), str(tmp_path / "out"), "--vit", str(tmp_path / "vit")]
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code == 1 and "1 unexpected (teacher.proj.weight)" in refused.output and "--ignore PREFIX" in refused.output
+    done = CliRunner().invoke(main, [*command, "--ignore", "teacher."])
+    assert done.exit_code == 0 and "1 not needed (teacher.proj.weight, ...)" in done.output
+
+
 def test_files_of_another_model_are_refused_and_nothing_is_written(model: DivotTokenizer, tmp_path: Path) -> None:
     model.vit.save_pretrained(tmp_path / "vit")
     files = [tmp_path / "tokenizer.bin", tmp_path / "detokenizer.bin"]

@@ -245,12 +245,15 @@ def compare(ours: State, state: State, ignored: Iterable[str] = ()) -> LoadRepor
     )
 
 
-def load_tokenizer(encoder: TokenEncoder, state: State) -> LoadReport:
-    """Load `Divot_tokenizer.bin`, read by `read_state`; ValueError where it does not fit."""
-    return load_official({"": encoder}, state, IGNORED_IN_TOKENIZER)
+def load_tokenizer(encoder: TokenEncoder, state: State, ignored: Iterable[str] = ()) -> LoadReport:
+    """Load `Divot_tokenizer.bin`, read by `read_state`; ValueError where it does not fit.
+
+    Names that begin with one of `ignored` may be in the file too, here and in `load_detokenizer`.
+    """
+    return load_official({"": encoder}, state, (*IGNORED_IN_TOKENIZER, *ignored))
 
 
-def load_detokenizer(detokenizer: Detokenizer, autoencoder: FrameVAE, state: State) -> LoadReport:
+def load_detokenizer(detokenizer: Detokenizer, autoencoder: FrameVAE, state: State, ignored: Iterable[str] = ()) -> LoadReport:
     """Load `Divot_detokenizer_stage1.bin` or `_stage2.bin`; ValueError where it does not fit, or was trained with another schedule."""
     if "alphas_cumprod" in state and not _same_schedule(state["alphas_cumprod"]):
         raise ValueError(
@@ -259,7 +262,7 @@ def load_detokenizer(detokenizer: Detokenizer, autoencoder: FrameVAE, state: Sta
         )
     buffers = {name: tensor for name, tensor in state.items() if name not in SCHEDULE_BUFFERS}
     parts = {"": detokenizer, "first_stage_model.": autoencoder}
-    return load_official(parts, buffers, IGNORED_IN_DETOKENIZER)
+    return load_official(parts, buffers, (*IGNORED_IN_DETOKENIZER, *ignored))
 
 
 def load_dynamicrafter(unet: VideoUNet, images: Perceiver, file: str | Path) -> LoadReport:

@@ -26,18 +26,22 @@ class Released:
 
 
 def open_released(
-    tokenizer: str | Path, detokenizer: str | Path, config: DivotConfig = FULL, autoencoder: FrameVAE | None = None
+    tokenizer: str | Path,
+    detokenizer: str | Path,
+    config: DivotConfig = FULL,
+    autoencoder: FrameVAE | None = None,
+    ignored: tuple[str, ...] = (),
 ) -> Released:
     """The files as a model; ValueError where one holds other tensors than the model.
 
     `autoencoder` takes the weights in the de-tokenizer's file; left out, it has the sizes of Stable Diffusion's, with as many latent
-    channels as `config.detokenizer.unet` says.
+    channels as `config.detokenizer.unet` says. Tensors whose names begin with one of `ignored` are left aside.
     """
     lower = autoencoder or frame_autoencoder(z=config.detokenizer.unet.z)
     model = DivotTokenizer(config, FrozenViT.load(config.vit), lower)
     assert isinstance(model.lower, FrameVAE)
-    read = load_tokenizer(model.encoder, read_state(tokenizer))
-    made = load_detokenizer(model.detokenizer, model.lower, read_state(detokenizer))
+    read = load_tokenizer(model.encoder, read_state(tokenizer), ignored)
+    made = load_detokenizer(model.detokenizer, model.lower, read_state(detokenizer), ignored)
     return Released(model.eval(), read, made)
 
 
